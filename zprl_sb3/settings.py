@@ -1,0 +1,59 @@
+"""Settings by environment id from the YAML files in ``hyperparams/``, and overrides from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def load_settings(name: str, env_id: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the settings of one environment: ``default``, then the environment's own entry, then the overrides.
+
+    :param name: File in ``hyperparams/`` (``"zprl.yml"``) or the path of a file of the user's
+    :param env_id: Gymnasium id, e.g. ``"zprl/Push-v0"``
+    :param overrides: ``"key=value"``, dots for nested keys, values in YAML (``"scale=0.3"``)
+    :raises FileNotFoundError: If there is no such file
+    :raises KeyError: If an environment's entry or an override names a setting that the default entry lacks
+    """
+    tables = _read(name)
+    settings: dict[str, Any] = tables["default"]
+    _merge(settings, tables.get(env_id, {}), where=f"{name}, {env_id}")
+    for override in overrides:
+        _merge(settings, parse_override(override), where=f"override {override!r}")
+    return settings
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn ``"a.b=1"`` into ``{"a": {"b": 1}}``.
+
+    :raises ValueError: If there is no equals sign or no key
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"An override reads key=value (for example scale=0.3), not {text!r}")
+    result: Any = yaml.safe_load(value)
+    for part in reversed(key.split(".")):
+        result = {part: result}
+    return dict(result)
+
+
+def _read(name: str) -> dict[str, Any]:
+    packaged = files("zprl_sb3.hyperparams") / name
+    path = packaged if packaged.is_file() else Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"No settings file {name}: neither in the package's hyperparams/ nor at that path")
+    return dict(yaml.safe_load(path.read_text()))
+
+
+def _merge(settings: dict[str, Any], changes: dict[str, Any], where: str) -> None:
+    for key, value in changes.items():
+        if key not in settings:
+            raise KeyError(f"{where}: unknown setting {key!r}; known are {', '.join(sorted(settings))}")
+        if isinstance(settings[key], dict) and isinstance(value, dict):
+            _merge(settings[key], value, f"{where}, {key}")
+        else:
+            settings[key] = value
