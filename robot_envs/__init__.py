@@ -1,0 +1,100 @@
+"""Robot environments under ``zprl/…``: importing this package registers them, no simulator is loaded before ``make``."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+# Not "import gymnasium": as a plugin this module is loaded while gymnasium itself is still being imported.
+from gymnasium.envs.registration import register, registry
+
+METAWORLD_TASKS: tuple[str, ...] = (
+    "assembly-v3",
+    "basketball-v3",
+    "bin-picking-v3",
+    "box-close-v3",
+    "button-press-topdown-v3",
+    "button-press-topdown-wall-v3",
+    "button-press-v3",
+    "button-press-wall-v3",
+    "coffee-button-v3",
+    "coffee-pull-v3",
+    "coffee-push-v3",
+    "dial-turn-v3",
+    "disassemble-v3",
+    "door-close-v3",
+    "door-lock-v3",
+    "door-open-v3",
+    "door-unlock-v3",
+    "drawer-close-v3",
+    "drawer-open-v3",
+    "faucet-close-v3",
+    "faucet-open-v3",
+    "hammer-v3",
+    "hand-insert-v3",
+    "handle-press-side-v3",
+    "handle-press-v3",
+    "handle-pull-side-v3",
+    "handle-pull-v3",
+    "lever-pull-v3",
+    "peg-insert-side-v3",
+    "peg-unplug-side-v3",
+    "pick-out-of-hole-v3",
+    "pick-place-v3",
+    "pick-place-wall-v3",
+    "plate-slide-back-side-v3",
+    "plate-slide-back-v3",
+    "plate-slide-side-v3",
+    "plate-slide-v3",
+    "push-back-v3",
+    "push-v3",
+    "push-wall-v3",
+    "reach-v3",
+    "reach-wall-v3",
+    "shelf-place-v3",
+    "soccer-v3",
+    "stick-pull-v3",
+    "stick-push-v3",
+    "sweep-into-v3",
+    "sweep-v3",
+    "window-close-v3",
+    "window-open-v3",
+)
+"""Meta-World's own names, written down so that registering them does not import the simulator."""
+
+MAX_EPISODE_STEPS = 200
+"""Limit at registration, in environment steps; ``gym.make(..., max_episode_steps=…)`` changes it."""
+
+
+def env_id(task: str) -> str:
+    """Return the Gymnasium id of a Meta-World task: ``"pick-place-v3"`` is ``"zprl/PickPlace-v0"``."""
+    words = task.removesuffix("-v3").split("-")
+    return f"zprl/{''.join(word.capitalize() for word in words)}-v0"
+
+
+def register_envs() -> None:
+    """Register all environments of this package; calling it again changes nothing."""
+    for task in METAWORLD_TASKS:
+        if env_id(task) not in registry:
+            register(
+                id=env_id(task),
+                entry_point="zprl_sb3.robot_envs.metaworld:MetaWorldEnv",
+                max_episode_steps=MAX_EPISODE_STEPS,
+                kwargs={"task": task},
+            )
+
+
+def import_simulator(name: str) -> ModuleType:
+    """Import a simulator that only the extra ``sim`` installs.
+
+    :raises ImportError: If it cannot be imported; says how to install it
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'The simulator {name} cannot be imported ({error}). Install it with: pip install "zprl-sb3[sim]"'
+        ) from error
+
+
+register_envs()
