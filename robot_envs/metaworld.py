@@ -63,7 +63,9 @@ class MetaWorldEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._raw = np.zeros(39)
         self._steps = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; see the class for what ``seed`` does.
 
         :param seed: Fixes this layout and those of the following unseeded resets

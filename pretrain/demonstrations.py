@@ -1,0 +1,183 @@
+"""Reads demonstrations from HDF5 in robomimic's layout, and names every fault that it finds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from zprl_sb3.files import sha256
+
+Array = NDArray[Any]
+
+
+class DemonstrationError(ValueError):
+    """A demonstration file cannot be used; the message names the file, the demonstration and the key."""
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What a demonstration file holds, by episode: index k of every sequence is the same episode, of length T_k.
+
+    :param path: The file
+    :param sha256: Hash of the file's content
+    :param env_id: Gymnasium id (robomimic's environment name in robomimic's own files)
+    :param env_kwargs: What the environment was made with, for ``gym.make(env_id, **env_kwargs)``
+    :param names: Name in the file, ``"demo_0"`` …
+    :param observations: For each key a list of (T_k, …); numbers float32, images uint8
+    :param actions: (T_k, A) float32, in environment units
+    :param successes: Whether the episode succeeded
+    :param qualities: ``"better"``, ``"okay"``, ``"worse"``, or ``""`` where the file does not say
+    :param masks: For each name in the file's ``mask/`` the indices of its episodes
+    """
+
+    path: Path
+    sha256: str
+    env_id: str
+    env_kwargs: dict[str, Any]
+    names: list[str]
+    observations: dict[str, list[Array]]
+    actions: list[NDArray[np.float32]]
+    successes: list[bool]
+    qualities: list[str]
+    masks: dict[str, list[int]]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def select(self, mask: str) -> Demonstrations:
+        """Return only the episodes of one of the file's masks, e.g. ``"train"``.
+
+        :raises DemonstrationError: If the file has no such mask
+        """
+        if mask not in self.masks:
+            raise DemonstrationError(f"{self.path}: no mask {mask!r}; it has {', '.join(self.masks) or 'none'}")
+        chosen = self.masks[mask]
+        return replace(
+            self,
+            names=[self.names[k] for k in chosen],
+            observations={key: [episodes[k] for k in chosen] for key, episodes in self.observations.items()},
+            actions=[self.actions[k] for k in chosen],
+            successes=[self.successes[k] for k in chosen],
+            qualities=[self.qualities[k] for k in chosen],
+            masks={name: [chosen.index(k) for k in members if k in chosen] for name, members in self.masks.items()},
+        )
+
+
+def load_demonstrations(path: str | Path) -> Demonstrations:
+    """Read a demonstration file in robomimic's layout, ours or robomimic's own, and check all that is used.
+
+    :param path: An HDF5 file
+    :raises DemonstrationError: If the file is missing, damaged, empty or inconsistent, or holds NaN or infinite values
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DemonstrationError(f"{path}: no such file; make one with: zprl collect --env <id> --output {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(path, file)
+    except (OSError, RuntimeError) as error:
+        raise DemonstrationError(f"{path}: not an HDF5 file, or a damaged one ({error})") from error
+
+
+def _read(path: Path, file: h5py.File) -> Demonstrations:
+    data = _member(path, file, "data")
+    names = sorted((name for name in data if re.fullmatch(r"demo_\d+", name)), key=lambda name: int(name[5:]))
+    if not names:
+        raise DemonstrationError(f"{path}: it holds no demonstration (data/demo_0, …)")
+    env_id, env_kwargs = _env_args(path, data)
+    demos = [_member(path, data, name) for name in names]
+    keys = list(_member(path, demos[0], "obs"))
+    if not keys:
+        raise DemonstrationError(f"{path}, {names[0]}, obs: no observation key")
+    actions = [_read_array(path, demo, "actions") for demo in demos]
+    observations = {key: [_read_array(path, demo, f"obs/{key}") for demo in demos] for key in keys}
+    for demo, steps in zip(demos, map(len, actions), strict=True):
+        _check_lengths(path, demo, steps)
+    for key, arrays in {"actions": actions, **observations}.items():
+        _check_shapes(path, names, key, arrays)
+    return Demonstrations(
+        path=path,
+        sha256=sha256(path),
+        env_id=env_id,
+        env_kwargs=env_kwargs,
+        names=names,
+        observations=observations,
+        actions=actions,
+        successes=[_success(path, demo) for demo in demos],
+        qualities=[str(demo.attrs.get("quality", "")) for demo in demos],
+        masks=_read_masks(path, file, names),
+    )
+
+
+def _where(path: Path, member: h5py.Group | h5py.Dataset) -> str:
+    return ", ".join([str(path), *member.name.strip("/").removeprefix("data").strip("/").split("/", 1)])
+
+
+def _member(path: Path, group: h5py.Group, key: str) -> h5py.Group:
+    if key not in group:
+        raise DemonstrationError(f"{_where(path, group)}: the key {key!r} is missing")
+    return group[key]
+
+
+def _env_args(path: Path, data: h5py.Group) -> tuple[str, dict[str, Any]]:
+    try:
+        env_args = json.loads(data.attrs["env_args"])
+        return str(env_args["env_name"]), dict(env_args["env_kwargs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DemonstrationError(
+            f"{path}, data: the attribute 'env_args' must be JSON with env_name and env_kwargs ({error!r})"
+        ) from error
+
+
+def _read_array(path: Path, demo: h5py.Group, key: str) -> Array:
+    dataset = _member(path, demo, key)
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
+        raise DemonstrationError(f"{_where(path, dataset)}: not an array of numbers")
+    array: Array = dataset[()] if dataset.dtype == np.uint8 else dataset[()].astype(np.float32)
+    if array.ndim < 2 or len(array) == 0:
+        raise DemonstrationError(f"{_where(path, dataset)}: the shape must be (steps, …), not {array.shape}")
+    if not np.isfinite(array).all():
+        step = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise DemonstrationError(f"{_where(path, dataset)}: NaN or infinite at step {step}")
+    return array
+
+
+def _check_lengths(path: Path, demo: h5py.Group, steps: int) -> None:
+    lengths = {key: demo[key].shape[0] for key in ("states", "rewards", "dones") if key in demo}
+    for kind in ("obs", "next_obs"):
+        lengths.update({f"{kind}/{key}": values.shape[0] for key, values in demo.get(kind, {}).items()})
+    lengths["attribute num_samples"] = int(demo.attrs.get("num_samples", steps))
+    for key, length in lengths.items():
+        if length != steps:
+            raise DemonstrationError(f"{_where(path, demo)}, {key}: {length} steps, but there are {steps} actions")
+
+
+def _check_shapes(path: Path, names: Sequence[str], key: str, arrays: Sequence[Array]) -> None:
+    for name, array in zip(names, arrays, strict=True):
+        if array.shape[1:] != arrays[0].shape[1:]:
+            raise DemonstrationError(
+                f"{path}, {name}, {key}: shape {array.shape[1:]} a step, but {arrays[0].shape[1:]} in {names[0]}"
+            )
+
+
+def _success(path: Path, demo: h5py.Group) -> bool:
+    # robomimic's own files have no such attribute; their sparse reward says it.
+    if "success" in demo.attrs:
+        return bool(demo.attrs["success"])
+    return bool(np.max(_member(path, demo, "rewards")[()]) > 0)
+
+
+def _read_masks(path: Path, file: h5py.File, names: Sequence[str]) -> dict[str, list[int]]:
+    index = {name: k for k, name in enumerate(names)}
+    try:
+        return {mask: [index[name.decode()] for name in members[()]] for mask, members in file.get("mask", {}).items()}
+    except KeyError as error:
+        raise DemonstrationError(f"{path}, mask: it names {error}, which is not in data/") from error

@@ -1,0 +1,137 @@
+"""Records demonstrated episodes, in one process or several, each from its own seed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+# The worker processes import this module: nothing here may import torch, which would cost each of them 150 MB.
+from zprl_sb3.pretrain.demonstrations import DemonstrationError
+from zprl_sb3.pretrain.recording import Episode, save_episode
+from zprl_sb3.robot_envs.demonstrators import ScriptedDemonstrator, sample_operator
+from zprl_sb3.robot_envs.metaworld import UnstableSimulationError
+
+MAX_ATTEMPTS = 100
+"""Tries for one episode: with ``keep_failures: false`` more mean that the demonstrators cannot do the task."""
+
+
+def env_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``gym.make`` needs besides the id, from settings as ``hyperparams/collect.yml`` has them."""
+    return {key: settings[key] for key in ("max_episode_steps", "observation")}
+
+
+def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
+    """Find what is wrong with a collection before any process is started or any file written.
+
+    :raises ValueError: If an operator is incomplete or there is no demonstrator for this environment
+    :raises ImportError: If the simulator is not installed
+    :raises gymnasium.error.Error: If there is no such environment
+    """
+    rng = np.random.default_rng(0)
+    for quality, entry in settings["operators"].items():
+        sample_operator({quality: {**entry, "share": 1}}, rng)
+    operator = sample_operator(settings["operators"], rng)
+    ScriptedDemonstrator(_environment(env_id, **env_kwargs(settings)), operator, rng)
+
+
+def record_episodes(
+    paths: Mapping[int, Path], env_id: str, seed: int, settings: Mapping[str, Any], jobs: int
+) -> Iterator[bool]:
+    """Record episodes and yield the success of each when it is stored, in any order.
+
+    :param paths: Where to store episode k, which depends on ``seed`` and k only
+    :param env_id: Gymnasium id
+    :param seed: Seed of the whole collection
+    :param settings: As ``hyperparams/collect.yml`` has them
+    :param jobs: Processes
+    :raises DemonstrationError: If only successes count and none comes
+    """
+    if jobs == 1 or len(paths) < 2:
+        for k, path in paths.items():
+            yield _record(k, path, env_id, seed, settings)
+        return
+    # Not forked: a copy of a process that has a simulator or threads is not safe to run.
+    with ProcessPoolExecutor(min(jobs, len(paths)), get_context("spawn"), initializer=_start_worker) as executor:
+        futures = [executor.submit(_record, k, path, env_id, seed, settings) for k, path in paths.items()]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches every process of the terminal: the parent decides, a worker finishes its episode.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        # A killed parent cannot tell its workers, which would wait for work for ever.
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@functools.lru_cache(maxsize=1)
+def _environment(env_id: str, max_episode_steps: int, observation: str) -> gym.Env[Any, Any]:
+    return gym.make(env_id, max_episode_steps=max_episode_steps, observation=observation)
+
+
+def _record(k: int, path: Path, env_id: str, seed: int, settings: Mapping[str, Any]) -> bool:
+    env = _environment(env_id, **env_kwargs(settings))
+    for source in np.random.SeedSequence([seed, k]).spawn(MAX_ATTEMPTS):
+        try:
+            episode = demonstrate(env, settings["operators"], np.random.default_rng(source))
+        except UnstableSimulationError as error:
+            warnings.warn(f"Episode {k} is tried again with another layout: {error}", stacklevel=1)
+            continue
+        if episode.success or settings["keep_failures"]:
+            save_episode(path, episode)
+            return episode.success
+    raise DemonstrationError(f"{env_id}, episode {k}: no success in {MAX_ATTEMPTS} attempts; make the operators better")
+
+
+def demonstrate(env: gym.Env[Any, Any], operators: Mapping[str, Any], rng: np.random.Generator) -> Episode:
+    """Let an operator drawn from the mixture act for one episode with a layout drawn from ``rng``.
+
+    :param env: One of Meta-World's tasks, with a time limit
+    :param operators: The mixture, see :func:`~zprl_sb3.robot_envs.demonstrators.sample_operator`
+    :param rng: Source of all randomness
+    """
+    operator = sample_operator(operators, rng)
+    seed = int(rng.integers(2**31))
+    observation, info = env.reset(seed=seed)
+    demonstrator = ScriptedDemonstrator(env, operator, rng)
+    state_of = env.get_wrapper_attr("get_state")
+    observations, states, actions, rewards = [observation], [], [], []
+    over = False
+    while not over:
+        states.append(state_of())
+        actions.append(demonstrator.act())
+        observation, reward, terminated, truncated, info = env.step(actions[-1])
+        observations.append(observation)
+        rewards.append(float(reward))
+        over = terminated or truncated
+    return Episode(
+        observations={key: np.stack([each[key] for each in observations[:-1]]) for key in observation},
+        next_observations={key: np.stack([each[key] for each in observations[1:]]) for key in observation},
+        actions=np.stack(actions),
+        rewards=np.array(rewards),
+        states=np.stack(states),
+        seed=seed,
+        quality=operator.quality,
+        success=bool(info["is_success"]),
+    )

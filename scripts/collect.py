@@ -1,0 +1,182 @@
+"""``zprl collect``: let imperfect scripted demonstrators act and write what they did as an HDF5 file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from tqdm import tqdm
+
+from zprl_sb3.files import write_json
+from zprl_sb3.pretrain.demonstrations import DemonstrationError, Demonstrations, load_demonstrations
+from zprl_sb3.pretrain.recording import load_episode, read_collection, save_demonstrations
+from zprl_sb3.robot_envs.collection import check_settings, env_kwargs, record_episodes
+from zprl_sb3.settings import load_settings
+
+EXAMPLES = """examples:
+  zprl collect --env zprl/Push-v0 --output runs/push/demos.hdf5
+  zprl collect --env zprl/Push-v0 --episodes 300 --seed 7 --jobs 4 --output runs/push/many.hdf5
+  zprl collect --env zprl/BoxClose-v0 --output runs/box/demos.hdf5 --set keep_failures=false
+  zprl collect --env zprl/Push-v0 --output runs/push/demos.hdf5 --set operators.worse.object_offset=[0,0.03]
+
+An interrupted or killed run goes on where it stopped when the same command is given again. The same seed and settings
+give the same file, whatever --jobs is and however often the run was interrupted."""
+
+
+def collect(
+    env_id: str,
+    episodes: int,
+    seed: int,
+    output: str | Path,
+    jobs: int = 1,
+    settings: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Collect demonstrations into an HDF5 file, going on with what an interrupted run has left.
+
+    Finished episodes wait in the folder ``<output>.partial``; episode k depends on ``seed`` and k only.
+
+    :param env_id: Gymnasium id, e.g. ``"zprl/Push-v0"``
+    :param episodes: How many to write
+    :param seed: Seed of the whole collection
+    :param output: The file to write
+    :param jobs: Processes
+    :param settings: As ``hyperparams/collect.yml`` has them; None for those of this environment
+    :param overwrite: Replace an existing file, and drop an unfinished collection with another seed or other settings
+    :return: The file
+    :raises ValueError: If a setting is wrong or another collection is in the way
+    :raises ImportError: If the simulator is not installed
+    """
+    output = Path(output)
+    settings = load_settings("collect.yml", env_id) if settings is None else settings
+    check_settings(env_id, settings)
+    identity = {"env_id": env_id, "seed": seed, "settings": settings, "env_version": version("metaworld")}
+    if output.exists() and not overwrite:
+        _check_same(output, identity, episodes)
+        print(f"{output} is complete already; --overwrite collects it anew")
+        return output
+    partial = output.with_name(output.name + ".partial")
+    _claim(partial, identity, overwrite)
+    print(f"Collecting {episodes} episodes of {env_id} with seed {seed} into {output}")
+    try:
+        _collect_missing(partial, episodes, identity, jobs)
+    except KeyboardInterrupt:
+        done = sum(_episode_path(partial, k).exists() for k in range(episodes))
+        print(
+            f"\nInterrupted: {done} of {episodes} episodes are kept in {partial}. The same command goes on from there."
+        )
+        raise
+    finished = (load_episode(_episode_path(partial, k)) for k in range(episodes))
+    save_demonstrations(output, finished, env_id, env_kwargs(settings), identity["env_version"], identity)
+    shutil.rmtree(partial)
+    return output
+
+
+def _check_same(output: Path, identity: dict[str, Any], episodes: int) -> None:
+    found = read_collection(output)
+    different = [key for key, value in {**identity, "episodes": episodes}.items() if found.get(key) != value]
+    if different:
+        raise DemonstrationError(
+            f"{output} exists and differs in {', '.join(different)}; choose another --output or add --overwrite"
+        )
+
+
+def _claim(partial: Path, identity: dict[str, Any], overwrite: bool) -> None:
+    path = partial / "collection.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        different = [key for key, value in identity.items() if found.get(key) != value]
+        if different and not overwrite:
+            raise DemonstrationError(
+                f"{partial} holds an unfinished collection that differs in {', '.join(different)}; give the same command "
+                "as then, choose another --output, or add --overwrite to drop it"
+            )
+        if different:
+            shutil.rmtree(partial)
+    write_json(path, identity)
+
+
+def _episode_path(partial: Path, k: int) -> Path:
+    return partial / f"episode_{k:06d}.npz"
+
+
+def _collect_missing(partial: Path, episodes: int, identity: dict[str, Any], jobs: int) -> None:
+    paths = {k: _episode_path(partial, k) for k in range(episodes)}
+    done = [load_episode(path).success for path in paths.values() if path.exists()]
+    missing = {k: path for k, path in paths.items() if not path.exists()}
+    with tqdm(total=episodes, initial=len(done), unit="episode", desc=identity["env_id"], dynamic_ncols=True) as bar:
+        for success in record_episodes(missing, identity["env_id"], identity["seed"], identity["settings"], jobs):
+            done.append(success)
+            bar.set_postfix(success=f"{np.mean(done):.0%}", refresh=False)
+            bar.update()
+
+
+def summary(demonstrations: Demonstrations) -> str:
+    """Return a table of success rate and length in environment steps by quality."""
+    lengths = np.array([len(actions) for actions in demonstrations.actions])
+    successes, qualities = np.array(demonstrations.successes), np.array(demonstrations.qualities)
+    lines = [f"{'quality':8} {'episodes':>8} {'success':>8} {'mean steps':>10}"]
+    for quality in ("better", "okay", "worse", "all"):
+        chosen = np.full(len(lengths), True) if quality == "all" else qualities == quality
+        if chosen.any():
+            rate, steps = successes[chosen].mean(), lengths[chosen].mean()
+            lines.append(f"{quality:8} {chosen.sum():8d} {rate:8.0%} {steps:10.1f}")
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zprl collect",
+        description="Collect demonstrations of mixed quality from scripted demonstrators, as HDF5 in robomimic's layout.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--env", required=True, help="environment id, e.g. zprl/Push-v0")
+    parser.add_argument("--output", required=True, type=Path, help="the HDF5 file to write, e.g. runs/push/demos.hdf5")
+    parser.add_argument("--episodes", type=_positive, default=100, help="how many to write (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
+    parser.add_argument("--jobs", type=_positive, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--settings", default="collect.yml", help="a YAML file of your own (default: the package's)")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, dots for nested keys"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``zprl collect``.
+
+    :param argv: Arguments without the program's name; None for those of the command line
+    :return: Exit code: 0 done, 1 refused or failed with a message, 130 interrupted
+    """
+    args = _parser().parse_args(argv)
+    try:
+        settings = load_settings(args.settings, args.env, args.set)
+        path = collect(args.env, args.episodes, args.seed, args.output, args.jobs, settings, args.overwrite)
+        print(f"{summary(load_demonstrations(path))}\nWrote {path}")
+    except KeyboardInterrupt:
+        return 130
+    except (gym.error.Error, ImportError, KeyError, OSError, ValueError) as error:
+        print(f"zprl collect: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
