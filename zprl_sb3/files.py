@@ -67,5 +67,8 @@ def write_json(path: str | Path, data: dict[str, Any]) -> None:
 
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's content as a hexadecimal string."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,77 @@
+"""Action chunks: one step of the wrapped environment runs h actions."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+
+class SimulationError(RuntimeError):
+    """The environment returned a value that is not finite. The message names the environment, the step and the key."""
+
+
+class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]]):
+    """Run the h actions of a chunk, stop at the end of the episode, and return the discounted chunk reward.
+
+    The reward of a chunk is sum_i gamma^i r_i over the executed **env steps**; the matching discount between chunks is
+    gamma^h. ``info["env_steps"]`` counts the executed steps. Actions outside the environment's bounds are clipped.
+
+    >>> import gymnasium as gym
+    >>> env = ActionChunk(gym.make("MountainCarContinuous-v0"), chunk=4)
+    >>> env.action_space.shape
+    (4, 1)
+
+    :param env: Environment with a box action space (A,)
+    :param chunk: h, actions per chunk
+    :param gamma: Discount per env step
+    :raises ValueError: If the action space is not a flat box, the chunk is below 1, or gamma is not in (0, 1]
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], chunk: int, gamma: float = 0.99) -> None:
+        super().__init__(env)
+        space = env.action_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise ValueError(f"ActionChunk needs an action space Box(A,), {env} has {space}")
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {chunk}")
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma is a discount per env step in (0, 1], not {gamma}")
+        self.chunk, self.gamma = chunk, gamma
+        self._low, self._high = space.low, space.high
+        low, high = (np.tile(bound, (chunk, 1)) for bound in (space.low, space.high))
+        self.action_space = spaces.Box(low, high, dtype=np.float32)
+        self._episode_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment."""
+        self._episode_steps = 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Run one chunk (h, A), or its beginning where the episode ends in it.
+
+        :raises SimulationError: If an observation or a reward is NaN or infinite
+        """
+        total, discount = 0.0, 1.0
+        for steps, low_level_action in enumerate(np.clip(action, self._low, self._high), start=1):
+            obs, reward, terminated, truncated, info = self.env.step(low_level_action)
+            self._episode_steps += 1
+            self._check_finite(obs, reward)
+            total += discount * float(reward)
+            discount *= self.gamma
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info | {"env_steps": steps}
+
+    def _check_finite(self, obs: Any, reward: SupportsFloat) -> None:
+        values = {**(obs if isinstance(obs, dict) else {"observation": obs}), "reward": reward}
+        for key, value in values.items():
+            if not np.isfinite(value).all():
+                raise SimulationError(
+                    f"{self.env} returned a {key} that is not finite, {self._episode_steps} env steps into the episode. "
+                    "The simulation has become unstable: look at the actions and the model there"
+                )

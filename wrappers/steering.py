@@ -1,0 +1,206 @@
+"""What is steered: the anchor z of an observation, and the chunk that a steered anchor leads to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from zprl_sb3.bottleneck import Bottleneck
+from zprl_sb3.checkpoint import load_policy
+from zprl_sb3.policy import SteerablePolicy
+
+Array = NDArray[np.float32]
+NoiseKind = Literal["normal", "zero"]
+NOISE_STREAM = 0x5A  # keeps an episode's flow noise apart from its layout, which has the same seed
+
+
+@dataclass(frozen=True)
+class SteeringSpec:
+    """What a learned steering actor depends on. Saved with the model and compared when an environment is attached.
+
+    :param kind: Name of the steering, e.g. ``"latent"``
+    :param scale: λ
+    :param chunk: h, env steps per chunk
+    :param gamma: Discount per **env step**
+    :param policy: Fingerprint of the frozen base policy
+    """
+
+    kind: str
+    scale: float
+    chunk: int
+    gamma: float
+    policy: str
+
+    @property
+    def chunk_discount(self) -> float:
+        """γ^h, the discount between **chunks**. The only place where the two clocks meet."""
+        return float(self.gamma**self.chunk)
+
+    def require_same(self, other: SteeringSpec) -> None:
+        """Raise a ValueError that names the first difference between a saved model and an environment."""
+        names = {
+            "kind": "steering",
+            "scale": "scale (λ)",
+            "chunk": "chunk length",
+            "gamma": "gamma per env step",
+            "policy": "base policy (fingerprint)",
+        }
+        for name, words in names.items():
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(
+                    f"The model was trained with {words} {mine}, the environment has {theirs}. "
+                    f"Wrap the environment with the model's {words}, or train a new model"
+                )
+
+
+class Steering(ABC):
+    """A frozen policy whose actions move when its anchor z is moved to z + λΔz. Batched, NumPy in and out.
+
+    Random numbers come from one generator per environment, so n environments side by side see what each would see alone.
+
+    :param policy: The frozen policy, or the path of its checkpoint
+    :param scale: λ > 0
+    :param noise: ``"normal"`` draws the flow noise w ~ N(0, I) for each chunk; ``"zero"`` sets it to 0 (a control)
+    :raises ValueError: If λ is not a positive, finite number or the noise has another name
+    """
+
+    kind: str
+
+    def __init__(self, policy: SteerablePolicy | str | Path, scale: float, noise: NoiseKind = "normal") -> None:
+        if not (np.isscalar(scale) and np.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale (λ) must be a positive number, not {scale!r}")
+        if noise not in ("normal", "zero"):
+            raise ValueError(f"noise is 'normal' or 'zero', not {noise!r}")
+        self.policy = load_policy(policy) if isinstance(policy, (str, Path)) else policy
+        self.scale = float(scale)
+        self.noise = noise
+
+    @property
+    @abstractmethod
+    def anchor_dim(self) -> int:
+        """d, size of z and of Δz."""
+
+    @abstractmethod
+    def _anchor(self, context: th.Tensor, rngs: Sequence[Generator]) -> th.Tensor:
+        """Return z (B, d) for contexts (B, C)."""
+
+    @abstractmethod
+    def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """Return actions (B, T, A) for contexts (B, C), steered anchors z̃ (B, d) and flow noise (B, T, A)."""
+
+    @property
+    def observation_space(self) -> spaces.Dict:
+        """{"c": (C,), "z": (d,)}, unbounded."""
+        sizes = {"c": self.policy.context_dim, "z": self.anchor_dim}
+        return spaces.Dict({key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()})
+
+    @property
+    def action_space(self) -> spaces.Box:
+        """Δz in [-1, 1]^d."""
+        return spaces.Box(-1.0, 1.0, (self.anchor_dim,), np.float32)
+
+    def spec(self, gamma: float) -> SteeringSpec:
+        """Return what a model trained on this steering depends on."""
+        return SteeringSpec(self.kind, self.scale, self.policy.chunk, gamma, self.policy.fingerprint())
+
+    def observe(self, obs: Mapping[str, NDArray[np.floating]], rngs: Sequence[Generator]) -> dict[str, Array]:
+        """Return {"c": (B, C), "z": (B, d)} for raw observations, one array (B, ...) per key.
+
+        :param obs: Observations of B environments
+        :param rngs: Their B generators
+        """
+        tensors = {key: th.as_tensor(obs[key], device=self.policy.device) for key in self.policy.observation_dims}
+        with th.no_grad():
+            context = self.policy.embed(tensors)
+            anchor = self._anchor(context, rngs)
+        return {"c": context.cpu().numpy(), "z": anchor.cpu().numpy()}
+
+    def act(self, observation: Mapping[str, Array], delta: Array, rngs: Sequence[Generator]) -> Array:
+        """Return the executed chunks (B, h, A) in environment units for z̃ = z + λΔz.
+
+        :param observation: What :meth:`observe` returned; its z is the one that is steered
+        :param delta: Δz (B, d) in [-1, 1]
+        :param rngs: The B generators of the flow noise
+        """
+        policy = self.policy
+        steered = observation["z"] + np.float32(self.scale) * np.asarray(delta, np.float32)
+        noise = self._draw(rngs, (policy.horizon, policy.action_dim), zero=self.noise == "zero")
+        with th.no_grad():
+            context, anchor = (th.as_tensor(x, device=policy.device) for x in (observation["c"], steered))
+            actions = self._generate(context, anchor, noise)
+        chunk: Array = actions[:, : policy.chunk].cpu().numpy()
+        return chunk
+
+    def _draw(self, rngs: Sequence[Generator], shape: tuple[int, ...], zero: bool = False) -> th.Tensor:
+        draws = [np.zeros(shape, np.float32) if zero else rng.standard_normal(shape, np.float32) for rng in rngs]
+        return th.as_tensor(np.stack(draws), device=self.policy.device)
+
+
+class LatentSteering(Steering):
+    """ZPRL: the anchor is the bottleneck's latent, a ~ flow(g(z + λΔz)).
+
+    :param policy: A policy with a bottleneck, or the path of its checkpoint
+    :param scale: λ, in units of z
+    :param sample_latent: Draw z from the posterior (as the authors do while collecting) instead of using its mean
+    :param noise: As in :class:`Steering`
+    :raises ValueError: If the policy has no bottleneck
+    """
+
+    kind = "latent"
+
+    def __init__(
+        self,
+        policy: SteerablePolicy | str | Path,
+        scale: float,
+        sample_latent: bool = False,
+        noise: NoiseKind = "normal",
+    ) -> None:
+        super().__init__(policy, scale, noise)
+        if self.policy.bottleneck is None:
+            raise ValueError("This policy has no bottleneck, so there is no latent to steer: pretrain it with one")
+        self.bottleneck: Bottleneck = self.policy.bottleneck
+        self.sample_latent = sample_latent
+
+    @property
+    def anchor_dim(self) -> int:
+        """d, size of the latent."""
+        return self.bottleneck.latent_dim
+
+    def _anchor(self, context: th.Tensor, rngs: Sequence[Generator]) -> th.Tensor:
+        mean, std = self.bottleneck.encode(context)
+        return mean + std * self._draw(rngs, (self.anchor_dim,)) if self.sample_latent else mean
+
+    def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        return self.policy.act(self.bottleneck.decode(steered), noise)
+
+
+class EmbeddingSteering(Steering):
+    """The anchor is the context itself, a ~ flow(c + λΔc). With Δc = 0 it is the base policy without a bottleneck."""
+
+    kind = "embedding"
+
+    @property
+    def anchor_dim(self) -> int:
+        """C, size of the context."""
+        return self.policy.context_dim
+
+    def _anchor(self, context: th.Tensor, rngs: Sequence[Generator]) -> th.Tensor:
+        return context
+
+    def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        return self.policy.act(steered, noise)
+
+
+def episode_rng(seed: int) -> Generator:
+    """Return the generator of one episode's latent and flow noise."""
+    return np.random.default_rng((seed, NOISE_STREAM))

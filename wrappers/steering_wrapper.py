@@ -1,0 +1,148 @@
+"""A steered policy and its environment as one Gymnasium environment: action Δz, observation (c, z)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.wrappers import FrameStackObservation
+from stable_baselines3.common.env_util import unwrap_wrapper
+from stable_baselines3.common.monitor import Monitor
+
+from zprl_sb3.policy import SteerablePolicy
+from zprl_sb3.wrappers.action_chunk import ActionChunk
+from zprl_sb3.wrappers.steering import Array, LatentSteering, NoiseKind, Steering, episode_rng
+
+BOX_KEY = "state"  # what a plain box observation is called in datasets and policies
+
+
+class SteeringWrapper(gym.Wrapper[dict[str, Array], Array, Any, Array], RecordConstructorArgs):
+    """Steer a frozen policy in one environment. The siblings below choose what is steered.
+
+    :param env: The environment, in its own observations and actions (an :class:`ActionChunk` is put under where missing)
+    :param steering: What is steered
+    :param gamma: Discount per env step, for the chunk reward
+    :raises ValueError: If the policy does not fit the environment
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], steering: Steering, gamma: float = 0.99) -> None:
+        RecordConstructorArgs.__init__(self, steering=steering, gamma=gamma)
+        super().__init__(chunked(env, steering.policy, gamma))
+        self.steering = steering
+        self.steering_spec = steering.spec(gamma)
+        self.observation_space = steering.observation_space
+        self.action_space = steering.action_space
+        self._rng = np.random.default_rng()
+        self._observation: dict[str, Array] = {}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Reset; a seed fixes the layout and the flow noise of the episode."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        seed = info.get("episode_seed", seed)
+        if seed is not None:
+            self._rng = episode_rng(seed)
+        return self._observe(obs), info
+
+    def step(self, action: Array) -> tuple[dict[str, Array], SupportsFloat, bool, bool, dict[str, Any]]:
+        """Execute the chunk that Δz (d,) leads to from the z that was last shown."""
+        batch = {key: value[None] for key, value in self._observation.items()}
+        chunk = self.steering.act(batch, np.asarray(action)[None], [self._rng])[0]
+        obs, reward, terminated, truncated, info = self.env.step(chunk)
+        return self._observe(obs), reward, terminated, truncated, info
+
+    def _observe(self, obs: Any) -> dict[str, Array]:
+        batch = {key: np.asarray(value)[None] for key, value in by_key(obs).items()}
+        self._observation = {key: value[0] for key, value in self.steering.observe(batch, [self._rng]).items()}
+        return {key: value.copy() for key, value in self._observation.items()}
+
+
+class LatentSteeringWrapper(SteeringWrapper):
+    """ZPRL's environment: Δz in [-1, 1]^d moves the frozen policy's latent to z + λΔz; the agent sees (c, z).
+
+    One step is one **chunk** of h env steps. ``Monitor`` sits below the chunk and counts env steps.
+
+    :param env: The environment that the policy was trained for
+    :param policy: Frozen policy with a bottleneck, or the path of its checkpoint
+    :param scale: λ > 0
+    :param gamma: Discount per env step
+    :param sample_latent: Draw z from the posterior instead of using its mean
+    :param noise: ``"normal"``, or ``"zero"`` to switch the flow noise off
+    :raises ValueError: If λ is not positive, or the policy has no bottleneck or does not fit the environment
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        policy: SteerablePolicy | str | Path,
+        scale: float,
+        gamma: float = 0.99,
+        sample_latent: bool = False,
+        noise: NoiseKind = "normal",
+    ) -> None:
+        super().__init__(env, LatentSteering(policy, scale, sample_latent, noise), gamma)
+        arguments = {"policy": policy, "scale": scale, "gamma": gamma, "sample_latent": sample_latent, "noise": noise}
+        RecordConstructorArgs.__init__(self, **arguments)
+
+
+def chunked(env: gym.Env[Any, Any], policy: SteerablePolicy, gamma: float) -> gym.Env[Any, Any]:
+    """Return the environment with Monitor, observation history and ActionChunk as the policy needs them.
+
+    :raises ValueError: If observations, actions, id, an existing chunk or its gamma differ from the policy's
+    """
+    existing = unwrap_wrapper(env, ActionChunk)
+    if isinstance(existing, ActionChunk):
+        check_fit(env.observation_space, existing.env.action_space, policy, env_id_of(env))
+        check_chunking(existing.chunk, existing.gamma, policy, gamma)
+        return env
+    if unwrap_wrapper(env, Monitor) is None:
+        env = Monitor(env)
+    if policy.obs_steps > 1:
+        env = FrameStackObservation(env, policy.obs_steps, padding_type="reset")
+    check_fit(env.observation_space, env.action_space, policy, env_id_of(env))
+    return ActionChunk(env, policy.chunk, gamma)
+
+
+def check_chunking(chunk: int, gamma: float, policy: SteerablePolicy, wanted_gamma: float) -> None:
+    """Raise a ValueError if an environment's ActionChunk is not the policy's."""
+    if (chunk, gamma) != (policy.chunk, wanted_gamma):
+        raise ValueError(
+            f"The environment is chunked with chunk={chunk}, gamma={gamma}; the steering needs chunk={policy.chunk}, "
+            f"gamma={wanted_gamma}. Make both the same (load_policy(path, chunk=...))"
+        )
+
+
+def check_fit(
+    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], policy: SteerablePolicy, env_id: str | None
+) -> None:
+    """Raise a ValueError that says how a policy and an environment differ, if they do."""
+    if env_id is not None and policy.env_id is not None and env_id != policy.env_id:
+        raise ValueError(
+            f"The policy was trained for {policy.env_id}, the environment is {env_id}. "
+            "Load the right checkpoint (or set policy.env_id = None if you mean it)"
+        )
+    found = {key: space.shape or () for key, space in by_key(observation_space).items()}
+    for key, size in policy.observation_dims.items():
+        wanted = (size,) if policy.obs_steps == 1 else (policy.obs_steps, size)
+        if found.get(key) != wanted:
+            raise ValueError(f"The policy needs observation {key!r} of shape {wanted}, the environment has {found}")
+    if action_space.shape is None or action_space.shape[-1:] != (policy.action_dim,):
+        raise ValueError(f"The policy has actions of size {policy.action_dim}, the environment {action_space}")
+
+
+def env_id_of(env: gym.Env[Any, Any]) -> str | None:
+    """Return the id that an environment was made by, or None."""
+    spec = env.unwrapped.spec
+    return spec.id if spec else None
+
+
+def by_key(obs: Any) -> dict[str, Any]:
+    """Return observations, or an observation space, by key; a plain box is called ``"state"``."""
+    if isinstance(obs, spaces.Dict):
+        return dict(obs.spaces)
+    return obs if isinstance(obs, dict) else {BOX_KEY: obs}

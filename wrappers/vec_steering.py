@@ -1,0 +1,142 @@
+"""Steering for many environments at once: one batched forward of the policy for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from zprl_sb3.policy import SteerablePolicy
+from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
+from zprl_sb3.wrappers.steering import Array, Steering, SteeringSpec, episode_rng
+from zprl_sb3.wrappers.steering_wrapper import by_key, check_chunking, check_fit, chunked
+
+
+class VecSteering(VecEnvWrapper):
+    """Batched twin of :class:`~zprl_sb3.wrappers.SteeringWrapper`. One step is one **chunk** in every environment.
+
+    The z that is steered is the one that was last shown (cached, never recomputed). ``terminal_observation`` in the
+    infos is encoded too, with a draw of its own.
+
+    :param venv: Vectorised environments that are already chunked (:func:`make_vec_steering` builds them)
+    :param steering: What is steered
+    :param gamma: Discount per env step, the one of the chunks
+    :raises ValueError: If the environments are not chunked or the policy does not fit them
+    """
+
+    def __init__(self, venv: VecEnv, steering: Steering, gamma: float = 0.99) -> None:
+        _check(venv, steering.policy, gamma)
+        super().__init__(venv, steering.observation_space, steering.action_space)
+        self.steering = steering
+        self.steering_spec = steering.spec(gamma)
+        self._rngs = [np.random.default_rng() for _ in range(venv.num_envs)]
+        self._pending_seeds: Sequence[int | None] = [None] * venv.num_envs
+        self._observation: dict[str, Array] = {}
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed layouts and flow noise; environment i gets seed + i at the next reset."""
+        self._pending_seeds = self.venv.seed(seed)
+        return self._pending_seeds
+
+    def reset(self) -> VecEnvObs:
+        """Reset all environments; returns {"c": (n, C), "z": (n, d)}."""
+        obs = self.venv.reset()
+        for index, (info, seed) in enumerate(zip(self.venv.reset_infos, self._pending_seeds, strict=True)):
+            self._reseed(index, info.get("episode_seed", seed))
+        self._pending_seeds = [None] * self.num_envs
+        return self._show(self.steering.observe(by_key(obs), self._rngs))
+
+    def step_async(self, actions: Array) -> None:
+        """Start the chunks that Δz (n, d) lead to."""
+        self.venv.step_async(self.steering.act(self._observation, actions, self._rngs))
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Return observations, discounted chunk rewards (n,), dones and infos."""
+        obs, rewards, dones, infos = self.venv.step_wait()
+        ended = np.flatnonzero(dones)
+        # Final observations come first, so that they draw from their own episode's generators before these are reseeded.
+        rngs = [self._rngs[index] for index in ended]
+        for index in ended:
+            self._reseed(index, self.venv.reset_infos[index].get("episode_seed"))
+        final = [by_key(infos[index]["terminal_observation"]) for index in ended]
+        batch = {
+            key: np.concatenate([*(obs_i[key][None] for obs_i in final), value]) for key, value in by_key(obs).items()
+        }
+        encoded = self.steering.observe(batch, rngs + self._rngs)
+        for row, index in enumerate(ended):
+            infos[index]["terminal_observation"] = {key: value[row] for key, value in encoded.items()}
+        shown = self._show({key: value[len(ended) :] for key, value in encoded.items()})
+        return shown, rewards, dones, infos
+
+    def _reseed(self, index: int, seed: int | None) -> None:
+        if seed is not None:
+            self._rngs[index] = episode_rng(seed)
+
+    def _show(self, observation: dict[str, Array]) -> VecEnvObs:
+        self._observation = observation
+        return {key: value.copy() for key, value in observation.items()}
+
+
+def _check(venv: VecEnv, policy: SteerablePolicy, gamma: float) -> None:
+    if not venv.has_attr("chunk"):
+        raise ValueError("VecSteering needs chunked environments: build them with make_vec_steering, or put ActionChunk in")
+    spec = venv.get_attr("spec")[0]
+    check_fit(venv.observation_space, venv.action_space, policy, spec and spec.id)
+    for chunk, chunk_gamma in zip(venv.get_attr("chunk"), venv.get_attr("gamma"), strict=True):
+        check_chunking(chunk, chunk_gamma, policy, gamma)
+
+
+def make_vec_steering(
+    env_id: str,
+    steering: Steering,
+    n_envs: int,
+    gamma: float = 0.99,
+    env_kwargs: dict[str, Any] | None = None,
+    subprocess: bool = False,
+    seeded_episodes: bool = False,
+) -> VecSteering:
+    """Make n environments by id, chunk them, and steer them with one policy.
+
+    :param env_id: Gymnasium id
+    :param steering: What is steered
+    :param n_envs: n
+    :param gamma: Discount per env step
+    :param env_kwargs: Arguments of ``gymnasium.make``
+    :param subprocess: One process per environment (slow simulators, pixels) instead of all in this process
+    :param seeded_episodes: Fix the seeds of **all** episodes, not only of the first (evaluation)
+    """
+    policy = _Needs(steering.policy)
+
+    def make() -> gym.Env[Any, Any]:
+        env = gym.make(env_id, **(env_kwargs or {}))
+        return chunked(SeededEpisodes(env, n_envs) if seeded_episodes else env, policy, gamma)
+
+    venv = SubprocVecEnv([make] * n_envs) if subprocess else DummyVecEnv([make] * n_envs)
+    return VecSteering(venv, steering, gamma)
+
+
+class _Needs:
+    """What chunking must know of a policy, without the policy: an environment's process needs no weights."""
+
+    def __init__(self, policy: SteerablePolicy) -> None:
+        self.observation_dims = dict(policy.observation_dims)
+        self.action_dim, self.obs_steps, self.chunk = policy.action_dim, policy.obs_steps, policy.chunk
+        self.env_id = policy.env_id
+
+
+def find_spec(env: VecEnv) -> SteeringSpec:
+    """Return the steering of a vectorised environment, however it was wrapped.
+
+    :raises ValueError: If nothing in it steers
+    """
+    steered = unwrap_vec_wrapper(env, VecSteering)
+    if steered is not None:
+        return steered.steering_spec
+    if env.has_attr("steering_spec"):
+        spec: SteeringSpec = env.get_attr("steering_spec")[0]
+        return spec
+    raise ValueError("The environment is not steered: wrap it in LatentSteeringWrapper, or in VecSteering for several")

@@ -1,0 +1,89 @@
+"""The variational information bottleneck (VIB): context c -> latent z -> reconstructed context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from zprl_sb3.flow import Velocity, flow_loss
+from zprl_sb3.networks import mlp
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """Settings of the bottleneck.
+
+    :param latent_dim: d, size of z (paper: 16, transport and real robots 32)
+    :param hidden: Width of the three hidden layers of encoder and decoder
+    """
+
+    latent_dim: int = 16
+    hidden: int = 256
+
+
+class Bottleneck(nn.Module):
+    """p(z|c) = N(mean(c), diag std(c)^2) and the decoder g(z). Each has three hidden GELU layers and a linear head.
+
+    :param context_dim: C, size of the context
+    :param config: Sizes
+    """
+
+    def __init__(self, context_dim: int, config: BottleneckConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.latent_dim = config.latent_dim
+        hidden = [config.hidden] * 3
+        self.trunk = mlp([context_dim, *hidden], activate_last=True)
+        self.mean = nn.Linear(config.hidden, config.latent_dim)
+        self.log_var = nn.Linear(config.hidden, config.latent_dim)
+        self.decoder = mlp([config.latent_dim, *hidden, context_dim])
+
+    def encode(self, context: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Return mean and standard deviation (B, d) of the posterior of contexts (B, C)."""
+        features = self.trunk(context)
+        return self.mean(features), (0.5 * self.log_var(features)).exp()
+
+    def decode(self, latent: th.Tensor) -> th.Tensor:
+        """Return the condition (B, C) for the action generator from latents (B, d)."""
+        condition: th.Tensor = self.decoder(latent)
+        return condition
+
+
+def kl_divergence(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+    """KL(N(mean, std^2) || N(0, I)), as a **mean** over batch and dimensions."""
+    return 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
+
+
+def bottleneck_loss(
+    bottleneck: Bottleneck,
+    velocity: Velocity,
+    context: th.Tensor,
+    actions: th.Tensor,
+    noise: th.Tensor,
+    times: th.Tensor,
+    beta: float,
+    reconstruction: float,
+) -> dict[str, th.Tensor]:
+    """Flow loss through the decoder + beta KL + reconstruction error of c. Trains the bottleneck and nothing else.
+
+    The context is detached here; ``velocity`` must not pass gradients to the generator's weights (see
+    :func:`zprl_sb3.flow.without_gradients`), so the policy learns as if the bottleneck were not there.
+
+    :param context: c (B, C)
+    :param actions: Normalised chunk (B, T, A)
+    :param noise: w (B, T, A), the one of the imitation loss
+    :param times: k (B,), those of the imitation loss
+    :param beta: Weight of the KL (paper: 1e-4 ... 2e-4)
+    :param reconstruction: Weight of the mean squared error between g(z) and c (authors' code: 0.01)
+    :return: ``flow``, ``kl``, ``reconstruction`` and their weighted sum ``total``
+    """
+    context = context.detach()
+    mean, std = bottleneck.encode(context)
+    decoded = bottleneck.decode(mean + std * th.randn_like(std))
+    flow = flow_loss(velocity, actions, noise, times, decoded)
+    kl = kl_divergence(mean, std)
+    error = F.mse_loss(decoded, context)
+    return {"flow": flow, "kl": kl, "reconstruction": error, "total": flow + beta * kl + reconstruction * error}

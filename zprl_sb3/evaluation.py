@@ -1,0 +1,96 @@
+"""Evaluation on fixed episodes: the same seeds give the same layouts and the same flow noise to every policy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import VecEnv
+
+
+@dataclass
+class Evaluation:
+    """Results by episode, in the order of the seeds. Lengths are in **env steps**, returns are undiscounted."""
+
+    seeds: list[int] = field(default_factory=list)
+    successes: list[bool] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+
+    @property
+    def success_rate(self) -> float:
+        """Share of successful episodes."""
+        return float(np.mean(self.successes))
+
+    def summary(self) -> dict[str, Any]:
+        """Return success_rate, ci95 (Wilson), episodes, seeds (first and last), mean lengths and return."""
+        lengths = np.array(self.lengths)
+        succeeded = lengths[np.array(self.successes)]
+        return {
+            "success_rate": self.success_rate,
+            "ci95": list(wilson_interval(sum(self.successes), len(self.successes))),
+            "episodes": len(self.successes),
+            "seeds": [min(self.seeds), max(self.seeds)],
+            "mean_length": float(lengths.mean()),
+            "mean_length_of_successes": float(succeeded.mean()) if len(succeeded) else None,
+            "mean_return": float(np.mean(self.returns)),
+        }
+
+
+class NoSteering:
+    """A predictor that always answers Δz = 0: the base policy."""
+
+    def predict(
+        self,
+        observation: dict[str, NDArray[np.float32]],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], None]:
+        """Return zeros (n, d) for observations {"c": (n, C), "z": (n, d)}."""
+        return np.zeros_like(observation["z"]), None
+
+
+def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> Evaluation:
+    """Run episodes with the actor's mean and return their results.
+
+    :param model: An SB3 algorithm, or :class:`NoSteering` for the base policy
+    :param env: Steered environments made with ``seeded_episodes=True``
+    :param seed: First seed; with n environments and N episodes, a multiple of n, the seeds are seed ... seed + N - 1
+    :param episodes: N
+    """
+    result = Evaluation()
+
+    def note(local: dict[str, Any], _: dict[str, Any]) -> None:
+        info = local["info"]
+        if local["done"]:
+            result.seeds.append(info["episode_seed"])
+            result.successes.append(bool(info["is_success"]))
+            result.lengths.append(int(info["episode"]["l"]))
+            result.returns.append(float(info["episode"]["r"]))
+
+    env.seed(seed)
+    evaluate_policy(model, env, episodes, deterministic=True, callback=note, warn=False)
+    order = np.argsort(result.seeds)
+    return Evaluation(
+        *([values[k] for k in order] for values in (result.seeds, result.successes, result.lengths, result.returns))
+    )
+
+
+def parallel_envs(episodes: int, at_most: int = 25) -> int:
+    """Return the largest number of environments up to ``at_most`` that divides the episodes."""
+    return max(n for n in range(1, at_most + 1) if episodes % n == 0)
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a success rate."""
+    z = 1.959964
+    rate, spread = successes / trials, z * z / trials
+    center = (rate + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
+    return max(0.0, center - half), min(1.0, center + half)

@@ -1,0 +1,117 @@
+"""The action generator's network: a 1-D U-Net over the chunk, conditioned by FiLM on time and observation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch as th
+from torch import nn
+
+from zprl_sb3.flow import LEVELS
+
+KERNEL = 5
+GROUPS = 8
+
+
+def mlp(sizes: Sequence[int], *, activate_last: bool = False) -> nn.Sequential:
+    """Return linear layers of the given sizes with GELU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(inputs, outputs), nn.GELU()]
+    return nn.Sequential(*(layers if activate_last else layers[:-1]))
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of the flow time k, through a small MLP; (B,) -> (B, dim)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.frequencies: th.Tensor
+        frequencies = th.exp(-math.log(10_000) * th.arange(dim // 2) / (dim // 2 - 1))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.net = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
+
+    def forward(self, times: th.Tensor) -> th.Tensor:
+        # The frequencies are made for integer levels up to LEVELS, not for times up to 1.
+        phases = LEVELS * times[:, None] * self.frequencies
+        embedding: th.Tensor = self.net(th.cat([phases.sin(), phases.cos()], dim=1))
+        return embedding
+
+
+def _conv_block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv1d(inputs, outputs, KERNEL, padding=KERNEL // 2), nn.GroupNorm(GROUPS, outputs), nn.Mish()
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with FiLM (scale and bias per channel) between them, and a skip connection."""
+
+    def __init__(self, inputs: int, outputs: int, condition_dim: int) -> None:
+        super().__init__()
+        self.first = _conv_block(inputs, outputs)
+        self.second = _conv_block(outputs, outputs)
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition_dim, 2 * outputs))
+        self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: th.Tensor, condition: th.Tensor) -> th.Tensor:
+        scale, bias = self.film(condition)[:, :, None].chunk(2, dim=1)
+        output: th.Tensor = self.second(scale * self.first(x) + bias) + self.skip(x)
+        return output
+
+
+class ConditionalUnet1d(nn.Module):
+    """Velocity v(a^k, k, c) of the flow (paper: widths 128-256-512, kernel 5, 8 groups, time embedding 128).
+
+    Each width but the last is followed by a halving of the horizon, so the horizon must be a multiple of
+    ``2 ** (len(widths) - 1)``: of 4 for three widths.
+
+    :param action_dim: A, size of one action
+    :param condition_dim: C, size of the context c
+    :param widths: Channels per level, multiples of 8
+    :param time_dim: Size of the time embedding
+    """
+
+    def __init__(self, action_dim: int, condition_dim: int, widths: Sequence[int], time_dim: int = 128) -> None:
+        super().__init__()
+        film_dim = time_dim + condition_dim
+        self.time_embedding = TimeEmbedding(time_dim)
+        levels = list(zip([action_dim, *widths[:-1]], widths, strict=True))
+        self.down = nn.ModuleList(_level(inputs, outputs, film_dim) for inputs, outputs in levels)
+        self.halve = nn.ModuleList(nn.Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
+        self.middle = _level(widths[-1], widths[-1], film_dim)
+        self.double = nn.ModuleList(
+            nn.ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in reversed(widths[1:])
+        )
+        self.up = nn.ModuleList(
+            _level(below + skip, skip, film_dim)
+            for below, skip in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
+        )
+        self.head = nn.Sequential(_conv_block(widths[0], widths[0]), nn.Conv1d(widths[0], action_dim, 1))
+
+    def forward(self, actions: th.Tensor, times: th.Tensor, condition: th.Tensor) -> th.Tensor:
+        """Return the velocity (B, T, A) at noisy actions (B, T, A), times (B,) and condition (B, C)."""
+        film = th.cat([self.time_embedding(times), condition], dim=1)
+        x = actions.transpose(1, 2)
+        skips: list[th.Tensor] = []
+        for index, level in enumerate(self.down):
+            x = _run(level, x, film)
+            if index < len(self.halve):
+                skips.append(x)
+                x = self.halve[index](x)
+        x = _run(self.middle, x, film)
+        for double, level in zip(self.double, self.up, strict=True):
+            x = _run(level, th.cat([double(x), skips.pop()], dim=1), film)
+        output: th.Tensor = self.head(x).transpose(1, 2)
+        return output
+
+
+def _level(inputs: int, outputs: int, film_dim: int) -> nn.ModuleList:
+    return nn.ModuleList([ResidualBlock(inputs, outputs, film_dim), ResidualBlock(outputs, outputs, film_dim)])
+
+
+def _run(level: nn.Module, x: th.Tensor, film: th.Tensor) -> th.Tensor:
+    for block in level.children():
+        x = block(x, film)
+    return x

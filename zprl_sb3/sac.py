@@ -1,0 +1,253 @@
+"""SteeringSAC: SB3's SAC as ZPRL trains it on a steered policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3 import SAC
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from torch import nn
+from torch.nn import functional as F
+
+from zprl_sb3.sac_policy import SteeringCritic, SteeringSACPolicy
+from zprl_sb3.wrappers import SteeringSpec, find_spec
+
+SelfSteeringSAC = TypeVar("SelfSteeringSAC", bound="SteeringSAC")
+TARGET_HEADS = 2  # size of the random subset of critics in the target
+
+
+class SteeringSAC(SAC):
+    """Soft actor-critic over Δz. Needs a steered environment; differs from SB3's SAC in what the authors' code does:
+
+    no entropy in the target · Q(c, z + λΔz) · target: minimum over a random 2 of n critics, actor: mean over all ·
+    critics bounded to (0, 1) for sparse rewards · actor, temperature and target every ``policy_delay`` critic updates ·
+    own critic learning rate · clipped gradients · target entropy -d/2 · temperature from 0.01 · warm-up with Δz = 0.
+
+    **Clocks.** ``total_timesteps``, ``learning_starts``, ``train_freq`` and callbacks count *chunks*, as SB3 counts steps;
+    ``env_steps`` and ``time/env_steps`` count *env steps*. gamma is per env step and λ per the environment: both belong to
+    the wrapper, are saved with the model, and an environment that differs is refused.
+
+    :param policy: ``"MultiInputPolicy"``
+    :param env: A steered environment
+    :param learning_rate: Of the actor (Table V)
+    :param qf_learning_rate: Of critics and temperature (Table V)
+    :param buffer_size: Replay capacity in chunks
+    :param learning_starts: Chunks of warm-up with Δz = 0, over all environments
+    :param batch_size: Batch
+    :param tau: Of the target critics
+    :param gamma: Per env step; None takes the wrapper's, another value than the wrapper's is an error
+    :param train_freq: Chunks per environment between bursts of updates
+    :param gradient_steps: Critic updates per burst; -1 for one per collected chunk (UTD 1)
+    :param policy_delay: Critic updates per update of actor, temperature and target
+    :param max_grad_norm: Clip of the gradient norm, actor and critics separately
+    :param ent_coef: Temperature, ``"auto_0.01"`` learns it from 0.01
+    :param target_entropy: ``"auto"`` is -d/2
+    :param bootstrap_timeouts: Bootstrap from the last observation at a time-out; otherwise time-outs are terminal
+    :param replay_buffer_kwargs: Further arguments of the replay buffer
+    :param policy_kwargs: See :class:`~zprl_sb3.sac_policy.SteeringSACPolicy` (n_critics, layer_norm, bounded_critic, ...)
+    :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size, ...
+    :raises ValueError: If the environment is not steered, or gamma or λ differ
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MultiInputPolicy": SteeringSACPolicy}
+    policy: SteeringSACPolicy
+    critic: SteeringCritic  # type: ignore[assignment]
+    critic_target: SteeringCritic  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[SteeringSACPolicy],
+        env: GymEnv,
+        learning_rate: float | Schedule = 1e-4,
+        qf_learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 1000,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float | None = None,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = -1,
+        policy_delay: int = 2,
+        max_grad_norm: float = 50.0,
+        ent_coef: str | float = "auto_0.01",
+        target_entropy: str | float = "auto",
+        bootstrap_timeouts: bool = False,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.qf_learning_rate = qf_learning_rate
+        self.policy_delay = policy_delay
+        self.max_grad_norm = max_grad_norm
+        self.steering_spec: SteeringSpec | None = None
+        self.env_steps = 0
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,  # type: ignore[arg-type]  # None until the environment has told its own, in _adopt
+            train_freq,
+            gradient_steps,
+            replay_buffer_kwargs={"handle_timeout_termination": bootstrap_timeouts} | (replay_buffer_kwargs or {}),
+            ent_coef=ent_coef,
+            target_entropy=target_entropy,
+            policy_kwargs=policy_kwargs,
+            _init_setup_model=False,
+            **kwargs,
+        )
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        if self.env is not None:
+            self._adopt(find_spec(self.env))
+        if self.target_entropy == "auto":
+            self.target_entropy = -0.5 * float(np.prod(self.action_space.shape or ()))
+        self.qf_lr_schedule = FloatSchedule(self.qf_learning_rate)
+        super()._setup_model()
+
+    def _adopt(self, spec: SteeringSpec) -> None:
+        """Take λ and gamma from the environment, or check that it has those of this model."""
+        if self.steering_spec is not None:
+            self.steering_spec.require_same(spec)
+        if self.gamma is not None and self.gamma != spec.gamma:
+            raise ValueError(
+                f"gamma={self.gamma} per env step, but the wrapper discounts chunk rewards with {spec.gamma}: "
+                "give gamma to the wrapper only"
+            )
+        self.steering_spec, self.gamma = spec, spec.gamma
+        self.policy_kwargs["scale"] = spec.scale
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Attach another environment.
+
+        :param env: Steered environment with the same λ, chunk, gamma and base policy
+        :param force_reset: Reset it before training goes on
+        :raises ValueError: If it differs, naming in what
+        """
+        wrapped = self._wrap_env(env, self.verbose)
+        self._adopt(find_spec(wrapped))
+        super().set_env(wrapped, force_reset)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """Update from the replay buffer; one gradient step is one critic update."""
+        self.policy.set_training_mode(True)
+        self._set_learning_rates()
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+            losses = self._update_critic(batch)
+            self._n_updates += 1
+            if self._n_updates % self.policy_delay == 0:
+                log_prob, actor_losses = self._update_actor(batch)
+                losses |= actor_losses | self._update_temperature(log_prob)
+                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+        self._log(losses)
+
+    def _update_critic(self, batch: ReplayBufferSamples) -> dict[str, th.Tensor]:
+        """L = Σ_i mean (Q_i(c, z + λΔz) - y)²,  y = r + (1 - done) γ^h min_{j in M} Q̄_j(c', z' + λΔz'); no entropy in y."""
+        assert self.steering_spec is not None
+        with th.no_grad():
+            next_delta = self.actor(batch.next_observations)
+            heads = np.random.permutation(len(self.critic.q_networks))[:TARGET_HEADS].tolist()
+            next_q = self.critic_target(batch.next_observations, next_delta, heads).amin(dim=0)
+            target = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * self.steering_spec.chunk_discount * next_q
+        q = self.critic(batch.observations, batch.actions)
+        loss = F.mse_loss(q, target.expand_as(q), reduction="none").mean(dim=1).sum()
+        self._descend(self.critic.optimizer, loss, list(self.critic.parameters()))
+        return {"critic_loss": loss.detach(), "q_mean": q.detach().mean(), "q_target": target.mean()}
+
+    def _update_actor(self, batch: ReplayBufferSamples) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """L = mean α log π(Δz|c, z) - mean_i Q_i(c, z + λΔz); returns log π (B,) and what to log."""
+        delta, log_prob = self.actor.action_log_prob(batch.observations)
+        with _frozen(self.critic):
+            q = self.critic(batch.observations, delta).mean(dim=0)
+        loss = (self._temperature() * log_prob - q).mean()
+        self._descend(self.actor.optimizer, loss, list(self.actor.parameters()))
+        rms = delta.detach().square().mean().sqrt()
+        return log_prob.detach(), {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean(), "delta_rms": rms}
+
+    def _update_temperature(self, log_prob: th.Tensor) -> dict[str, th.Tensor]:
+        """L = -α mean(log π + target entropy), with α = exp(log α)."""
+        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+            loss = -(self.log_ent_coef.exp() * (log_prob + float(self.target_entropy)).mean())
+            self._descend(self.ent_coef_optimizer, loss.sum(), [])
+        return {"ent_coef": self._temperature()}
+
+    def _temperature(self) -> th.Tensor:
+        return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+
+    def _descend(self, optimizer: th.optim.Optimizer, loss: th.Tensor, clipped: list[nn.Parameter]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if clipped:
+            nn.utils.clip_grad_norm_(clipped, self.max_grad_norm)
+        optimizer.step()
+
+    def _set_learning_rates(self) -> None:
+        actor_rate = self.lr_schedule(self._current_progress_remaining)
+        critic_rate = self.qf_lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", actor_rate)
+        update_learning_rate(self.actor.optimizer, actor_rate)
+        update_learning_rate(self.critic.optimizer, critic_rate)
+        if self.ent_coef_optimizer is not None:
+            update_learning_rate(self.ent_coef_optimizer, critic_rate)
+
+    def _log(self, losses: dict[str, th.Tensor]) -> None:
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, value in losses.items():
+            self.logger.record(f"train/{name}", value.item())
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the Δz to execute and to store: zeros during warm-up, then samples of the actor."""
+        if self.num_timesteps < learning_starts:
+            assert isinstance(self.action_space, spaces.Box)
+            zeros = np.zeros((n_envs, *self.action_space.shape), np.float32)
+            return zeros, zeros
+        return super()._sample_action(learning_starts, action_noise, n_envs)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        self.env_steps += sum(info["env_steps"] for info in infos)
+        self.logger.record("time/env_steps", self.env_steps, exclude="stdout")
+
+    def learn(
+        self: SelfSteeringSAC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "SteeringSAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSteeringSAC:
+        """Train for ``total_timesteps`` **chunks**, counted over all environments. Arguments as in SB3."""
+        if reset_num_timesteps:
+            self.env_steps = 0
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients pass through the module, but none are computed for its weights."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

@@ -1,0 +1,158 @@
+"""Actor, critic ensemble and policy of :class:`~zprl_sb3.sac.SteeringSAC`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, create_mlp
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import Actor, SACPolicy
+from torch import nn
+
+LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0  # Table V
+
+
+class SteeringActor(Actor):
+    """tanh-Gaussian Δz ~ π(·|c, z). log σ is a tanh rescaled to its bounds and starts at their middle, -4.
+
+    Hidden layers are orthogonal with gain √2, the heads with gain 0.01 and zero bias, so the first Δz are close to 0.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.latent_pi.apply(lambda module: _orthogonal(module, math.sqrt(2)))
+        self.mu.apply(lambda module: _orthogonal(module, 0.01))
+        self.log_std.apply(lambda module: _orthogonal(module, 0.01))  # type: ignore[union-attr]
+
+    def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
+        """Return mean and log σ (B, d) before the tanh that squashes Δz."""
+        features = self.latent_pi(self.extract_features(obs, self.features_extractor))
+        unit = th.tanh(self.log_std(features))  # type: ignore[operator]
+        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (unit + 1)
+        return self.mu(features), log_std, {}
+
+
+def _orthogonal(module: nn.Module, gain: float) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.orthogonal_(module.weight, gain)
+        nn.init.zeros_(module.bias)
+
+
+class SteeringCritic(BaseModel):
+    """Ensemble of Q(c, z + λΔz): what is judged is where the policy acts from, whichever (z, Δz) led there.
+
+    :param observation_space: {"c": (C,), "z": (d,)}
+    :param action_space: Δz in [-1, 1]^d
+    :param net_arch: Hidden layers of each head
+    :param features_extractor: Unused by the critic itself, part of SB3's contract
+    :param features_dim: Likewise
+    :param activation_fn: Activation between the layers
+    :param normalize_images: Likewise unused
+    :param n_critics: Heads
+    :param scale: λ
+    :param bounded: Squash each head to (0, 1) by ½(tanh + 1), for returns of sparse 0/1 tasks
+    :param layer_norm: LayerNorm after every hidden linear layer
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.GELU,
+        normalize_images: bool = True,
+        n_critics: int = 2,
+        scale: float = 1.0,
+        bounded: bool = True,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
+        self.scale, self.bounded = scale, bounded
+        inputs = get_action_dim(observation_space["c"]) + get_action_dim(action_space)  # type: ignore[arg-type]
+        norms = [nn.LayerNorm] if layer_norm else []
+        self.q_networks = nn.ModuleList(
+            nn.Sequential(*create_mlp(inputs, 1, net_arch, activation_fn, post_linear_modules=norms))
+            for _ in range(n_critics)
+        )
+
+    def forward(self, obs: dict[str, th.Tensor], delta: th.Tensor, heads: list[int] | None = None) -> th.Tensor:
+        """Return Q of the chosen heads, all where None: (len(heads), B).
+
+        :param obs: {"c": (B, C), "z": (B, d)}
+        :param delta: Δz (B, d)
+        :param heads: Indices of the heads to compute
+        """
+        inputs = th.cat([obs["c"], obs["z"] + self.scale * delta], dim=1)
+        networks = self.q_networks if heads is None else [self.q_networks[head] for head in heads]
+        values = th.stack([network(inputs).squeeze(1) for network in networks])
+        return 0.5 * (values.tanh() + 1) if self.bounded else values
+
+
+class SteeringSACPolicy(SACPolicy):
+    """Actor and critic ensemble, three hidden GELU layers of 256 each unless told otherwise (paper: 4 layers, 256).
+
+    :param observation_space: {"c": (C,), "z": (d,)}
+    :param action_space: Δz in [-1, 1]^d
+    :param lr_schedule: Of the actor (the algorithm sets the critic's own)
+    :param net_arch: Hidden layers of actor and critics
+    :param activation_fn: Activation between the layers
+    :param n_critics: Heads of the ensemble
+    :param scale: λ; the algorithm takes it from the environment
+    :param bounded_critic: Q in (0, 1), for sparse 0/1 rewards
+    :param layer_norm: LayerNorm in the critics
+    :param kwargs: Passed to SB3's policy
+    """
+
+    critic: SteeringCritic  # type: ignore[assignment]
+    critic_target: SteeringCritic  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.GELU,
+        n_critics: int = 2,
+        scale: float = 1.0,
+        bounded_critic: bool = True,
+        layer_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.steering_kwargs = {"scale": scale, "bounded": bounded_critic, "layer_norm": layer_norm}
+        kwargs["features_extractor_class"] = CombinedExtractor
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch or [256, 256, 256],
+            activation_fn=activation_fn,
+            n_critics=n_critics,
+            **kwargs,
+        )
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SteeringActor:
+        """Build the actor on the policy's device."""
+        return SteeringActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+
+    def make_critic(  # type: ignore[override]
+        self, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> SteeringCritic:
+        """Build a critic ensemble on the policy's device."""
+        kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        kwargs.pop("share_features_extractor")
+        return SteeringCritic(**kwargs, **self.steering_kwargs).to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        parameters["bounded_critic"] = self.steering_kwargs["bounded"]
+        return parameters | {key: self.steering_kwargs[key] for key in ("scale", "layer_norm")}
