@@ -99,8 +99,9 @@ def _write_masks(masks: h5py.Group, groups: Sequence[h5py.Group]) -> None:
         "valid": [k in held_out for k in range(len(groups))],
         "success": [bool(group.attrs["success"]) for group in groups],
     }
-    for quality in ("better", "okay", "worse"):
-        members[quality] = [group.attrs["quality"] == quality for group in groups]
+    qualities = [group.attrs["quality"] for group in groups]
+    for quality in dict.fromkeys(("better", "okay", "worse", *qualities)):
+        members[quality] = [each == quality for each in qualities]
     for mask, chosen in members.items():
         names = [group.name.rpartition("/")[2] for group, inside in zip(groups, chosen, strict=True) if inside]
         masks[mask] = np.array(names, dtype="S")

@@ -1,4 +1,4 @@
-"""Robot environments under ``zprl/…``: importing this package registers them, no simulator is loaded before ``make``."""
+"""Robot environments under ``zprl/…``: importing this registers them, a simulator is loaded by ``gym.make`` only."""
 
 from __future__ import annotations
 

@@ -34,14 +34,21 @@ def env_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
 def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
     """Find what is wrong with a collection before any process is started or any file written.
 
-    :raises ValueError: If an operator is incomplete or there is no demonstrator for this environment
+    :raises ValueError: If a setting has a wrong type, an operator is incomplete or no demonstrator knows the task
     :raises ImportError: If the simulator is not installed
     :raises gymnasium.error.Error: If there is no such environment
     """
+    steps, operators = settings["max_episode_steps"], settings["operators"]
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"max_episode_steps must be a positive whole number, not {steps!r}")
+    if not isinstance(settings["keep_failures"], bool):
+        raise ValueError(f"keep_failures must be true or false, not {settings['keep_failures']!r}")
+    if not isinstance(operators, dict) or not all(isinstance(entry, dict) for entry in operators.values()):
+        raise ValueError(f"operators must be a table of tables, as in hyperparams/collect.yml, not {operators!r}")
     rng = np.random.default_rng(0)
-    for quality, entry in settings["operators"].items():
+    for quality, entry in operators.items():
         sample_operator({quality: {**entry, "share": 1}}, rng)
-    operator = sample_operator(settings["operators"], rng)
+    operator = sample_operator(operators, rng)
     ScriptedDemonstrator(_environment(env_id, **env_kwargs(settings)), operator, rng)
 
 

@@ -53,8 +53,8 @@ class Operator:
 def sample_operator(operators: Mapping[str, Mapping[str, Any]], rng: np.random.Generator) -> Operator:
     """Draw an operator from a mixture as ``hyperparams/collect.yml`` describes it.
 
-    :param operators: For each quality its ``share`` of the mixture and, for each parameter of :class:`Operator`, a number
-        or a range ``[low, high]`` to draw from uniformly
+    :param operators: For each quality its ``share`` of the mixture and, for each parameter of :class:`Operator`, a
+        number or a range ``[low, high]`` to draw from uniformly
     :param rng: Source of all randomness
     :raises ValueError: If a parameter is missing or is neither a number nor a range, or if no share is positive
     """
@@ -69,6 +69,8 @@ def sample_operator(operators: Mapping[str, Mapping[str, Any]], rng: np.random.G
 def _draw(quality: str, name: str, entry: Mapping[str, Any], rng: np.random.Generator) -> float:
     try:
         low, high = np.broadcast_to(np.asarray(entry[name], dtype=float), (2,))
+        if not low <= high:
+            raise ValueError("the range is upside down or not a number")
         return float(rng.uniform(low, high))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
@@ -108,8 +110,9 @@ class ScriptedDemonstrator:
             return self._rng.uniform(-1.0, 1.0, 4).astype(np.float32)
         if self._pause_left:
             return np.array([0.0, 0.0, 0.0, intended[3]], np.float32)
-        action = self._gain * intended + self._bias + self._rng.normal(0.0, 1.0, 4) * self.operator.noise
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        noise = self._rng.normal(0.0, 1.0, 4) * self.operator.noise
+        action: NDArray[np.float64] = np.clip(self._gain * intended + self._bias + noise, -1.0, 1.0)
+        return action.astype(np.float32)
 
     def _intended(self) -> NDArray[np.float64]:
         seen = self._env.raw_observation
@@ -118,7 +121,8 @@ class ScriptedDemonstrator:
         seen[GOAL] += self._goal_offset
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Its own policies ask for more than the environment's full speed.
-            return np.clip(np.asarray(self._policy.get_action(seen), np.float64), -1.0, 1.0)
+            action: NDArray[np.float64] = np.clip(self._policy.get_action(seen), -1.0, 1.0, dtype=np.float64)
+        return action
 
     def _continue(self, left: int, probability: float, steps: int) -> int:
         if left:

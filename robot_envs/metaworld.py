@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from zprl_sb3.robot_envs import METAWORLD_TASKS, import_simulator
 
-Observation = dict[str, NDArray[np.float32]]
+Observation = dict[str, Any]
 
 OBSERVATIONS = ("state",)
 CAMERA = "corner2"
@@ -92,7 +92,7 @@ class MetaWorldEnv(gym.Env[Observation, NDArray[np.float32]]):
         success = bool(info["success"])
         return self._observe(), float(success), success, False, {"is_success": success}
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """Return an upright frame (480, 480, 3), or None without a render mode."""
         if self.render_mode is None:
             return None
@@ -147,7 +147,7 @@ def _make_simulation(task: str) -> Any:
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
     simulation = import_simulator("metaworld.env_dict").ALL_V3_ENVIRONMENTS[task]()
-    # Meta-World hides the goal, wants a task from its fixed list and draws from numpy's global generator, unless told so.
+    # Otherwise Meta-World hides the goal, wants a task from its fixed list, and draws from numpy's global generator.
     del simulation.sawyer_observation_space
     simulation._partially_observable = False
     simulation._freeze_rand_vec = False

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   zprl collect --env zprl/Push-v0 --output runs/push/demos.hdf5
   zprl collect --env zprl/Push-v0 --episodes 300 --seed 7 --jobs 4 --output runs/push/many.hdf5
   zprl collect --env zprl/BoxClose-v0 --output runs/box/demos.hdf5 --set keep_failures=false
-  zprl collect --env zprl/Push-v0 --output runs/push/demos.hdf5 --set operators.worse.object_offset=[0,0.03]
+  zprl collect --env zprl/Push-v0 --output runs/push/demos.hdf5 --set 'operators.worse.object_offset=[0, 0.03]'
 
 An interrupted or killed run goes on where it stopped when the same command is given again. The same seed and settings
 give the same file, whatever --jobs is and however often the run was interrupted."""
@@ -58,7 +58,9 @@ def collect(
     output = Path(output)
     settings = load_settings("collect.yml", env_id) if settings is None else settings
     check_settings(env_id, settings)
-    identity = {"env_id": env_id, "seed": seed, "settings": settings, "env_version": version("metaworld")}
+    settings = json.loads(json.dumps(settings))  # As it is read back: lists where there were tuples.
+    identity: dict[str, Any] = {"env_id": env_id, "seed": seed, "settings": settings}
+    identity["env_version"] = version("metaworld")
     if output.exists() and not overwrite:
         _check_same(output, identity, episodes)
         print(f"{output} is complete already; --overwrite collects it anew")
@@ -77,6 +79,7 @@ def collect(
     finished = (load_episode(_episode_path(partial, k)) for k in range(episodes))
     save_demonstrations(output, finished, env_id, env_kwargs(settings), identity["env_version"], identity)
     shutil.rmtree(partial)
+    print(f"Wrote {output}")
     return output
 
 
@@ -96,8 +99,8 @@ def _claim(partial: Path, identity: dict[str, Any], overwrite: bool) -> None:
         different = [key for key, value in identity.items() if found.get(key) != value]
         if different and not overwrite:
             raise DemonstrationError(
-                f"{partial} holds an unfinished collection that differs in {', '.join(different)}; give the same command "
-                "as then, choose another --output, or add --overwrite to drop it"
+                f"{partial} holds an unfinished collection that differs in {', '.join(different)}; give the same "
+                "command as then, choose another --output, or add --overwrite to drop it"
             )
         if different:
             shutil.rmtree(partial)
@@ -124,7 +127,7 @@ def summary(demonstrations: Demonstrations) -> str:
     lengths = np.array([len(actions) for actions in demonstrations.actions])
     successes, qualities = np.array(demonstrations.successes), np.array(demonstrations.qualities)
     lines = [f"{'quality':8} {'episodes':>8} {'success':>8} {'mean steps':>10}"]
-    for quality in ("better", "okay", "worse", "all"):
+    for quality in dict.fromkeys(("better", "okay", "worse", *demonstrations.qualities, "all")):
         chosen = np.full(len(lengths), True) if quality == "all" else qualities == quality
         if chosen.any():
             rate, steps = successes[chosen].mean(), lengths[chosen].mean()
@@ -142,7 +145,7 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zprl collect",
-        description="Collect demonstrations of mixed quality from scripted demonstrators, as HDF5 in robomimic's layout.",
+        description="Collect demonstrations of mixed quality from scripted demonstrators (HDF5, robomimic's layout).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -169,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(args.settings, args.env, args.set)
         path = collect(args.env, args.episodes, args.seed, args.output, args.jobs, settings, args.overwrite)
-        print(f"{summary(load_demonstrations(path))}\nWrote {path}")
+        print(summary(load_demonstrations(path)))
     except KeyboardInterrupt:
         return 130
     except (gym.error.Error, ImportError, KeyError, OSError, ValueError) as error:
