@@ -19,6 +19,8 @@ import numpy as np
 # The worker processes import this module: nothing here may import torch, which would cost each of them 150 MB.
 from zprl_sb3.pretrain.demonstrations import DemonstrationError
 from zprl_sb3.pretrain.recording import Episode, save_episode
+from zprl_sb3.robot_envs import METAWORLD_TASKS
+from zprl_sb3.robot_envs import env_id as metaworld_id
 from zprl_sb3.robot_envs.demonstrators import ScriptedDemonstrator, sample_operator
 from zprl_sb3.robot_envs.metaworld import UnstableSimulationError
 
@@ -45,6 +47,9 @@ def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"keep_failures must be true or false, not {settings['keep_failures']!r}")
     if not isinstance(operators, dict) or not all(isinstance(entry, dict) for entry in operators.values()):
         raise ValueError(f"operators must be a table of tables, as in hyperparams/collect.yml, not {operators!r}")
+    gym.spec(env_id)  # It raises for an unknown id, and suggests similar ones.
+    if env_id not in map(metaworld_id, METAWORLD_TASKS):
+        raise ValueError(f"There is a scripted demonstrator for Meta-World's tasks only, not for {env_id}")
     rng = np.random.default_rng(0)
     for quality, entry in operators.items():
         sample_operator({quality: {**entry, "share": 1}}, rng)

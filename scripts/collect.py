@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -135,11 +135,13 @@ def summary(demonstrations: Demonstrations) -> str:
     return "\n".join(lines)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {text}")
+        return int(text)
+
+    return whole_number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,12 +153,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--env", required=True, help="environment id, e.g. zprl/Push-v0")
     parser.add_argument("--output", required=True, type=Path, help="the HDF5 file to write, e.g. runs/push/demos.hdf5")
-    parser.add_argument("--episodes", type=_positive, default=100, help="how many to write (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
-    parser.add_argument("--jobs", type=_positive, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--episodes", type=_at_least(1), default=100, help="how many to write (default: %(default)s)")
+    parser.add_argument("--seed", type=_at_least(0), default=0, help="seed of everything (default: %(default)s)")
+    parser.add_argument("--jobs", type=_at_least(1), default=1, help="processes (default: %(default)s)")
     parser.add_argument("--settings", default="collect.yml", help="a YAML file of your own (default: the package's)")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, dots for nested keys"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings to change, dots for nested keys",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser
