@@ -79,9 +79,9 @@ class ConditionalUnet1d(nn.Module):
         self.time_embedding = TimeEmbedding(time_dim)
         levels = list(zip([action_dim, *widths[:-1]], widths, strict=True))
         self.down = nn.ModuleList(_level(inputs, outputs, film_dim) for inputs, outputs in levels)
-        self.halve = nn.ModuleList(nn.Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
+        self.downsample = nn.ModuleList(nn.Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
         self.middle = _level(widths[-1], widths[-1], film_dim)
-        self.double = nn.ModuleList(
+        self.upsample = nn.ModuleList(
             nn.ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in reversed(widths[1:])
         )
         self.up = nn.ModuleList(
@@ -97,12 +97,12 @@ class ConditionalUnet1d(nn.Module):
         skips: list[th.Tensor] = []
         for index, level in enumerate(self.down):
             x = _run(level, x, film)
-            if index < len(self.halve):
+            if index < len(self.downsample):
                 skips.append(x)
-                x = self.halve[index](x)
+                x = self.downsample[index](x)
         x = _run(self.middle, x, film)
-        for double, level in zip(self.double, self.up, strict=True):
-            x = _run(level, th.cat([double(x), skips.pop()], dim=1), film)
+        for upsample, level in zip(self.upsample, self.up, strict=True):
+            x = _run(level, th.cat([upsample(x), skips.pop()], dim=1), film)
         output: th.Tensor = self.head(x).transpose(1, 2)
         return output
 

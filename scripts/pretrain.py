@@ -1,0 +1,116 @@
+"""``zprl pretrain``: demonstrations -> frozen flow policy with a bottleneck. Settings in ``hyperparams/pretrain/``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch as th
+from omegaconf import DictConfig, OmegaConf
+
+from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
+from zprl_sb3.checkpoint import save_policy
+from zprl_sb3.files import write_json
+from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
+from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
+from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
+from zprl_sb3.pretrain.windows import cut_windows, split_episodes
+from zprl_sb3.scripts.common import device_of, refuse_other_run
+from zprl_sb3.scripts.evaluate import base_policies, evaluate_base, table
+
+CONFIG_MODULE = "zprl_sb3.hyperparams.pretrain"
+
+
+def pretrain(config: dict[str, Any]) -> Path:
+    """Train a policy on demonstrations, evaluate it, and return its checkpoint's folder.
+
+    :param config: As ``hyperparams/pretrain/config.yaml`` has it
+    :raises DemonstrationError: If the demonstrations cannot be used
+    :raises ValueError: If a setting does not fit, or the folder holds another run
+    """
+    output = Path(config["output"])
+    demos = load_demonstrations(config["demos"])
+    if config["mask"]:
+        demos = demos.select(config["mask"])
+    refuse_other_run(output / "pretrain.yml", config | {"dataset_sha256": demos.sha256}, ignore=("output", "device"))
+    checkpoint = output / "policy"
+    if checkpoint.is_dir():
+        print(f"{checkpoint} is trained already; remove {output} to train it anew")
+        return checkpoint
+    print(f"Pretraining on {len(demos)} demonstrations of {demos.env_id}; checkpoint and TensorBoard go to {output}")
+    policy = _train(demos, config, output)
+    policy.env_id = demos.env_id
+    save_policy(
+        policy, checkpoint, dataset_sha256=demos.sha256, env_kwargs=demos.env_kwargs, training=config["training"]
+    )
+    print(f"Wrote {checkpoint}")
+    return checkpoint
+
+
+def _train(demos: Demonstrations, config: dict[str, Any], output: Path) -> FlowPolicy:
+    device = device_of(config["device"])
+    th.manual_seed(config["seed"])
+    policy = _build(demos, dict(config["model"])).to(device)
+    training, validation = split_episodes(len(demos), config["validation_ratio"], config["seed"])
+    windows = [
+        cut_windows(demos, episodes, policy.obs_steps, policy.horizon, device) for episodes in (training, validation)
+    ]
+    settings = TrainingConfig(**config["training"], seed=config["seed"])
+    return Trainer(policy, *windows, settings, output).run()
+
+
+def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
+    dims = {key: episodes[0].shape[1] for key, episodes in demos.observations.items()}
+    latent_dim = model.pop("latent_dim")
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
+    policy = FlowPolicy(FlowPolicyConfig(dims, demos.actions[0].shape[1], **settings))
+    policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim))
+    return policy
+
+
+def evaluate_checkpoint(checkpoint: Path, episodes: int, seed: int) -> dict[str, Any]:
+    """Evaluate both paths (through c and through the bottleneck's mean), with and without flow noise.
+
+    Writes ``evaluation.json`` beside the checkpoint and returns its content.
+    """
+    file = checkpoint.parent / "evaluation.json"
+    results = {name: evaluate_base(checkpoint, episodes, seed, **kwargs) for name, kwargs in base_policies().items()}
+    write_json(file, results)
+    print(table(results))
+    print(f"Wrote {file}")
+    return results
+
+
+def compose(config_name: str = "config", overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the configuration that ``zprl pretrain`` would get, as plain containers."""
+    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        return _plain(hydra.compose(config_name, list(overrides)))
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
+def _program(config: DictConfig) -> None:
+    plain = _plain(config)
+    checkpoint = pretrain(plain)
+    if plain["evaluation"]["episodes"]:
+        evaluate_checkpoint(checkpoint, **plain["evaluation"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``zprl pretrain``."""
+    if argv is not None:
+        sys.argv = ["zprl pretrain", *argv]  # Hydra reads its arguments there
+    _program()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

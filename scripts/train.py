@@ -1,0 +1,148 @@
+"""``zprl train``: steer a frozen policy with SteeringSAC. Settings in ``hyperparams/zprl.yml`` by environment id."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.logger import configure
+
+from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
+from zprl_sb3.checkpoint import load_policy, read_config
+from zprl_sb3.evaluation import parallel_envs
+from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.scripts.common import device_of, refuse_other_run
+from zprl_sb3.settings import load_settings
+from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
+
+EVAL_SEED = 50_000  # of the episodes of the learning curve; `zprl evaluate` uses others
+EXAMPLES = """examples:
+  zprl train --policy runs/push/policy --output runs/push/zprl-0
+  zprl train --policy runs/push/policy --output runs/push/zprl-1 --seed 1 --set scale=0.3 --set algorithm.batch_size=512
+
+The run folder holds the settings, a copy of the policy, snapshots, evaluations.csv, TensorBoard and CSV logs, and at the
+end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C."""
+
+
+def train(
+    policy_path: str | Path, output: str | Path, seed: int, settings: dict[str, Any], device: str = "auto"
+) -> Path:
+    """Train, or go on with, a run, and return the path of the final model.
+
+    :param policy_path: Checkpoint of the frozen policy
+    :param output: The run's folder
+    :param seed: Of networks, environments, noise and replay
+    :param settings: As ``hyperparams/zprl.yml`` has them
+    :param device: ``cpu``, ``cuda`` or ``auto``
+    :raises CheckpointError: If the policy cannot be read
+    :raises ValueError: If a setting does not fit, or the folder holds another run
+    """
+    output = Path(output)
+    policy = load_policy(policy_path, settings["chunk"], device_of(device))
+    if policy.env_id is None:
+        raise ValueError(f"{policy_path} does not say which environment it is for")
+    run = {"env_id": policy.env_id, "seed": seed, "policy": policy.fingerprint(), "settings": settings}
+    refuse_other_run(output / "run.yml", run)
+    model_path = output / "model.zip"
+    if model_path.is_file():
+        print(f"{model_path} is trained already; choose another --output to train anew")
+        return model_path
+    if not (output / "policy").is_dir():
+        shutil.copytree(policy_path, output / "policy")
+    model, callbacks = _prepare(policy, env_kwargs(policy_path, settings), output, seed, settings, device)
+    print(f"Steering {policy.env_id} with λ = {settings['scale']} and seed {seed}; everything goes to {output}")
+    _learn(model, callbacks, settings["n_timesteps"], output)
+    model.save(model_path)
+    print(f"Wrote {model_path} and {output / 'evaluations.csv'}")
+    return model_path
+
+
+def env_kwargs(policy_path: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``gymnasium.make``: those of the demonstrations, then those of the settings."""
+    return dict(read_config(policy_path).get("env_kwargs", {})) | settings["env_kwargs"]
+
+
+def _prepare(
+    policy: FlowPolicy, kwargs: dict[str, Any], output: Path, seed: int, settings: dict[str, Any], device: str
+) -> tuple[SteeringSAC, CallbackList]:
+    env = _make_env(policy, kwargs, settings, settings["n_envs"])
+    episodes = settings["eval_episodes"]
+    eval_env = _make_env(policy, kwargs, settings, parallel_envs(episodes), evaluation=True)
+    snapshot = output / "snapshot"
+    if snapshot.is_dir():
+        model = load_snapshot(SteeringSAC, snapshot, env, device=device)
+        assert isinstance(model, SteeringSAC)
+        print(f"Going on from {model.env_steps} env steps, saved in {snapshot}")
+    else:
+        model = SteeringSAC("MultiInputPolicy", env, seed=seed, device=device, **_algorithm(settings))
+    # A resumed run gets log files of its own: SB3 opens them for writing anew.
+    model.set_logger(configure(str(output / "logs" / f"from_{model.num_timesteps}"), ["csv", "tensorboard"]))
+    evaluations = SteeringEvalCallback(
+        eval_env, output / "evaluations.csv", settings["eval_freq"], episodes, seed=EVAL_SEED
+    )
+    return model, CallbackList([evaluations, SnapshotCallback(snapshot, settings["save_freq"])])
+
+
+def _make_env(
+    policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, Any], n_envs: int, evaluation: bool = False
+) -> VecSteering:
+    assert policy.env_id is not None
+    steering = LatentSteering(policy, settings["scale"], settings["sample_latent"] and not evaluation)
+    return make_vec_steering(
+        policy.env_id, steering, n_envs, settings["gamma"], kwargs, settings["subprocess"], seeded_episodes=evaluation
+    )
+
+
+def _algorithm(settings: dict[str, Any]) -> dict[str, Any]:
+    algorithm = dict(settings["algorithm"])
+    # A larger buffer would never be filled, and every snapshot would write it.
+    algorithm["buffer_size"] = min(algorithm["buffer_size"], settings["n_timesteps"] + settings["n_envs"])
+    return algorithm
+
+
+def _learn(model: SteeringSAC, callbacks: CallbackList, n_timesteps: int, output: Path) -> None:
+    remaining = n_timesteps - model.num_timesteps
+    try:
+        if remaining > 0:
+            model.learn(remaining, callbacks, reset_num_timesteps=False, progress_bar=True)
+    except BaseException as error:
+        # Ctrl-C, a NaN from the simulator, a full disk: what was learned so far must not be lost.
+        save_snapshot(model, output / "snapshot")
+        print(
+            f"\nStopped at {model.env_steps} env steps by {type(error).__name__}; all is saved in {output / 'snapshot'}. "
+            "The same command goes on from there",
+            file=sys.stderr,
+        )
+        raise
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    parser = argparse.ArgumentParser(
+        "zprl train", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--policy", required=True, help="checkpoint folder of the frozen policy")
+    parser.add_argument("--output", required=True, help="folder of the run")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--config", default="zprl.yml", help="file in hyperparams/ or a path; default: %(default)s")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto; default: %(default)s")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``zprl train``."""
+    args = parser().parse_args(argv)
+    env_id = read_config(args.policy)["env_id"]
+    train(args.policy, args.output, args.seed, load_settings(args.config, env_id, args.set), args.device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""SB3 callbacks: evaluation on fixed episodes against env steps, and snapshots that a run resumes from."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from zprl_sb3.diagnostics import Recorder
+from zprl_sb3.evaluation import Evaluation, evaluate
+from zprl_sb3.files import atomic_path
+from zprl_sb3.wrappers import VecSteering
+
+MODEL, BUFFER, RNG = "model.zip", "replay_buffer.pkl", "rng.pt"
+
+
+class SteeringEvalCallback(BaseCallback):
+    """Evaluate on the same seeded episodes every ``eval_freq`` **chunks** (all environments), and before the first.
+
+    Appends to a CSV file, one row per evaluation: chunks, env steps, success with its 95 % interval, mean length in env
+    steps, mean return, and the steering diagnostics. The same goes to the logger under ``eval/`` and ``steering/``.
+    Picks up where the file ends when a run is resumed.
+
+    :param eval_env: Steered environments made with ``seeded_episodes=True``
+    :param path: The CSV file
+    :param eval_freq: Chunks between evaluations
+    :param episodes: Episodes per evaluation
+    :param seed: First episode seed
+    :param verbose: 1 prints a line per evaluation
+    """
+
+    def __init__(
+        self, eval_env: VecSteering, path: str | Path, eval_freq: int, episodes: int, seed: int, verbose: int = 1
+    ) -> None:
+        super().__init__(verbose)
+        self.eval_env, self.path, self.eval_freq = eval_env, Path(path), eval_freq
+        self.episodes, self.seed = episodes, seed
+        self.rows: list[dict[str, Any]] = []
+
+    def _init_callback(self) -> None:
+        # Rows beyond the resumed snapshot belong to chunks that will be run again.
+        rows = read_rows(self.path) if self.path.is_file() else []
+        self.rows = [row for row in rows if row["chunks"] <= self.model.num_timesteps]
+
+    def _on_rollout_start(self) -> None:
+        last = self.rows[-1]["chunks"] // self.eval_freq if self.rows else -1
+        if self.model.num_timesteps // self.eval_freq > last:
+            self._evaluate()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.rows[-1]["chunks"] < self.model.num_timesteps:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        recorder = Recorder(self.model)
+        result = evaluate(recorder, self.eval_env, self.seed, self.episodes)
+        diagnostics = recorder.diagnose(self.eval_env.steering)
+        row = {"chunks": self.model.num_timesteps, "env_steps": getattr(self.model, "env_steps", 0)}
+        row |= _columns(result)
+        for name, value in row.items():
+            self.logger.record(f"eval/{name}", value)
+        for name, value in diagnostics.items():
+            self.logger.record(f"steering/{name}", value)
+        self.rows.append(row | diagnostics)
+        write_rows(self.path, self.rows)
+        if self.verbose:
+            print(
+                f"{row['env_steps']:>8} env steps: success {row['success_rate']:.2f} "
+                f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}] on {self.episodes} episodes, "
+                f"mean length {row['mean_length']:.0f}, RMS(λΔz)/RMS(z) {diagnostics['rms_ratio']:.2f}"
+            )
+
+
+def _columns(result: Evaluation) -> dict[str, Any]:
+    summary = result.summary()
+    low, high = summary["ci95"]
+    return {
+        "success_rate": summary["success_rate"],
+        "ci_low": low,
+        "ci_high": high,
+        "mean_length": summary["mean_length"],
+        "mean_return": summary["mean_return"],
+    }
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read a CSV file of numbers."""
+    with open(path, newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows with equal keys as CSV, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class SnapshotCallback(BaseCallback):
+    """Save everything that a run needs to go on: model, optimisers, replay buffer, counters, random states.
+
+    :param folder: Replaced as a whole, so that a kill leaves the previous snapshot
+    :param save_freq: **Chunks** (all environments) between snapshots
+    """
+
+    def __init__(self, folder: str | Path, save_freq: int) -> None:
+        super().__init__()
+        self.folder, self.save_freq = Path(folder), save_freq
+        self._next = 0
+
+    def _init_callback(self) -> None:
+        self._next = self.model.num_timesteps + self.save_freq
+
+    def _on_rollout_start(self) -> None:
+        # Between two rollouts nothing is half done: all transitions are stored, all their updates made.
+        if self.model.num_timesteps >= self._next:
+            save_snapshot(self.model, self.folder)
+            self._next = self.model.num_timesteps + self.save_freq
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def save_snapshot(model: BaseAlgorithm, folder: str | Path) -> None:
+    """Write a model, its replay buffer and the random states as a folder, atomically."""
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        model.save(temporary / MODEL)
+        if isinstance(model, OffPolicyAlgorithm):
+            model.save_replay_buffer(temporary / BUFFER)
+        name, keys, position, has_gauss, gauss = np.random.get_state()
+        numpy_state = [name, th.as_tensor(np.asarray(keys, np.int64)), position, has_gauss, gauss]
+        th.save({"torch": th.get_rng_state(), "numpy": numpy_state, "python": random.getstate()}, temporary / RNG)
+
+
+def load_snapshot(cls: type[BaseAlgorithm], folder: str | Path, env: Any, **kwargs: Any) -> BaseAlgorithm:
+    """Load what :func:`save_snapshot` wrote, random states included.
+
+    :param cls: Class of the algorithm
+    :param folder: The snapshot
+    :param env: A steered environment like the one before
+    :param kwargs: Further arguments of SB3's ``load``
+    :raises ValueError: If the environment's λ, chunk, gamma or base policy differ from the model's
+    """
+    folder = Path(folder)
+    model = cls.load(folder / MODEL, env=env, **kwargs)
+    if isinstance(model, OffPolicyAlgorithm):
+        model.load_replay_buffer(folder / BUFFER, truncate_last_traj=False)
+    state = th.load(folder / RNG, weights_only=True)
+    th.set_rng_state(state["torch"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    return model

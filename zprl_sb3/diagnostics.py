@@ -1,0 +1,72 @@
+"""How far steering moves the policy, in the latent and in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch as th
+from numpy.typing import NDArray
+from stable_baselines3.common.type_aliases import PolicyPredictor
+
+from zprl_sb3.wrappers import LatentSteering, Steering
+
+Array = NDArray[np.float32]
+
+
+class Recorder:
+    """A predictor that passes on another one's answers and keeps (c, z, Δz).
+
+    :param model: The predictor
+    """
+
+    def __init__(self, model: PolicyPredictor) -> None:
+        self.model = model
+        self.contexts: list[Array] = []
+        self.latents: list[Array] = []
+        self.deltas: list[Array] = []
+
+    def predict(
+        self,
+        observation: dict[str, Array],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, tuple[NDArray[Any], ...] | None]:
+        """Return the model's Δz (n, d)."""
+        delta, state = self.model.predict(observation, state, episode_start, deterministic)
+        self.contexts.append(observation["c"])
+        self.latents.append(observation["z"])
+        self.deltas.append(delta)
+        return delta, state
+
+    def diagnose(self, steering: Steering) -> dict[str, float]:
+        """Return :func:`steering_diagnostics` of all that was recorded."""
+        parts = (self.contexts, self.latents, self.deltas)
+        c, z, delta = (np.concatenate(part) for part in parts)
+        return steering_diagnostics(steering, {"c": c, "z": z}, delta)
+
+
+def steering_diagnostics(steering: Steering, observation: Mapping[str, Array], delta: Array) -> dict[str, float]:
+    """Return how far Δz moves the policy.
+
+    ``rms_ratio`` is RMS(λΔz) / RMS(z); the paper advises 0.1 to 0.2. For latent steering also, as means of L2 norms with
+    c̃ = g(z + λΔz): ``context_distance`` ‖c̃ - c‖ and ``displacement`` ‖c̃ - g(z)‖ (advised: below about 0.8).
+
+    :param steering: What is steered
+    :param observation: {"c": (N, C), "z": (N, d)}
+    :param delta: Δz (N, d)
+    """
+    z, step = observation["z"], steering.scale * delta
+    rms_z, rms_step = (float(np.sqrt(np.mean(np.square(x)))) for x in (z, step))
+    result = {"rms_z": rms_z, "rms_step": rms_step, "rms_ratio": rms_step / max(rms_z, 1e-8)}
+    if isinstance(steering, LatentSteering):
+        with th.no_grad():
+            steered, plain = (
+                steering.bottleneck.decode(th.as_tensor(x, device=steering.policy.device)).cpu().numpy()
+                for x in (z + step.astype(np.float32), z)
+            )
+        result["context_distance"] = float(np.linalg.norm(steered - observation["c"], axis=1).mean())
+        result["displacement"] = float(np.linalg.norm(steered - plain, axis=1).mean())
+    return result
