@@ -1,0 +1,63 @@
+"""ZPRL for Stable-Baselines3: steer a frozen robot policy with reinforcement learning in its bottleneck latent.
+
+>>> import zprl_sb3, gymnasium
+>>> "zprl/Push-v0" in gymnasium.registry
+True
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from zprl_sb3.robot_envs import register_envs
+
+if TYPE_CHECKING:
+    from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
+    from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
+    from zprl_sb3.checkpoint import CheckpointError, load_policy, save_policy
+    from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, SteerablePolicy
+    from zprl_sb3.sac import SteeringSAC
+    from zprl_sb3.wrappers import ActionChunk, LatentSteering, LatentSteeringWrapper, VecSteering, make_vec_steering
+
+__version__ = "0.1.0"
+
+# Loaded on first use: an environment's process needs no torch.
+_MODULES = {
+    "bottleneck": ("Bottleneck", "BottleneckConfig"),
+    "callbacks": ("SnapshotCallback", "SteeringEvalCallback", "load_snapshot", "save_snapshot"),
+    "checkpoint": ("CheckpointError", "load_policy", "save_policy"),
+    "policy": ("FlowPolicy", "FlowPolicyConfig", "SteerablePolicy"),
+    "sac": ("SteeringSAC",),
+    "wrappers": ("ActionChunk", "LatentSteering", "LatentSteeringWrapper", "VecSteering", "make_vec_steering"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "ActionChunk",
+    "Bottleneck",
+    "BottleneckConfig",
+    "CheckpointError",
+    "FlowPolicy",
+    "FlowPolicyConfig",
+    "LatentSteering",
+    "LatentSteeringWrapper",
+    "SnapshotCallback",
+    "SteerablePolicy",
+    "SteeringEvalCallback",
+    "SteeringSAC",
+    "VecSteering",
+    "load_policy",
+    "load_snapshot",
+    "make_vec_steering",
+    "save_policy",
+    "save_snapshot",
+]
+
+register_envs()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

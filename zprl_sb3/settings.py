@@ -53,7 +53,8 @@ def _merge(settings: dict[str, Any], changes: dict[str, Any], where: str) -> Non
     for key, value in changes.items():
         if key not in settings:
             raise KeyError(f"{where}: unknown setting {key!r}; known are {', '.join(sorted(settings))}")
-        if isinstance(settings[key], dict) and isinstance(value, dict):
+        # An empty table in the default entry is open: arguments of gymnasium.make, for example.
+        if settings[key] and isinstance(settings[key], dict) and isinstance(value, dict):
             _merge(settings[key], value, f"{where}, {key}")
         else:
             settings[key] = value

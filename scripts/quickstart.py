@@ -1,0 +1,89 @@
+"""``zprl quickstart``: the whole way on one task. Demonstrations, base policy, steered policy, evaluation, report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zprl_sb3.files import atomic_path, write_json
+from zprl_sb3.scripts.collect import collect
+from zprl_sb3.scripts.evaluate import base_policies, evaluate_base, evaluate_run, table
+from zprl_sb3.scripts.pretrain import compose, pretrain
+from zprl_sb3.scripts.report import report
+from zprl_sb3.scripts.train import train
+from zprl_sb3.settings import load_settings
+
+NEXT = """
+What to type next (`zprl` is in .venv/bin):
+  zprl evaluate {run} --episodes 500 --seed 200000                          # other episodes
+  zprl train --policy {policy} --output {root}/zprl-{next} --seed {next}   # another seed
+  zprl train --policy {policy} --output {root}/small-step --set scale=0.2   # another λ
+  zprl report {root}/zprl-* --output {root}/report                          # curves with a band over seeds
+  tensorboard --logdir {root}
+"""
+
+
+def quickstart(output: str | Path, seed: int) -> dict[str, Any]:
+    """Run every stage that is not finished yet and return the evaluations by policy.
+
+    Settings: the entries of ``quickstart.env_id`` in ``hyperparams/``; nothing is decided here.
+
+    :param output: Folder for everything
+    :param seed: Of demonstrations, base policy and steering
+    """
+    root, start = Path(output), time.monotonic()
+    settings = load_settings("quickstart.yml", "default")
+    env_id, episodes, eval_seed = settings["env_id"], settings["eval_episodes"], settings["eval_seed"]
+    _stage("1/5 demonstrations", start)
+    collection = load_settings("collect.yml", env_id)
+    demos = collect(env_id, settings["demos"], seed, root / "demos.hdf5", settings["jobs"], collection)
+    _stage("2/5 base policy", start)
+    overrides = [*settings["pretrain"], f"demos={demos}", f"output={root / 'base'}", f"seed={seed}"]
+    policy = pretrain(compose(overrides=overrides))
+    _stage("3/5 base policy, four ways", start)
+    results = {name: evaluate_base(policy, episodes, eval_seed, **kwargs) for name, kwargs in base_policies().items()}
+    _stage("4/5 steering", start)
+    run = train(policy, root / f"zprl-{seed}", seed, load_settings("zprl.yml", env_id)).parent
+    _stage("5/5 evaluation", start)
+    results["steered"] = evaluate_run(run, episodes, eval_seed)
+    results["steered, zero noise"] = evaluate_run(run, episodes, eval_seed, noise="zero")
+    write_json(root / "quickstart.json", results)
+    picture, _ = report([run], root / "report")
+    _finish(root, table(results), run, picture, policy, seed, start)
+    return results
+
+
+def _stage(name: str, start: float) -> None:
+    print(f"\n== {name} ({(time.monotonic() - start) / 60:.1f} min) ==", flush=True)
+
+
+def _finish(root: Path, text: str, run: Path, picture: Path, policy: Path, seed: int, start: float) -> None:
+    with atomic_path(root / "quickstart.md") as temporary:
+        temporary.write_text(text + "\n")
+    print(f"\n{text}\n")
+    print(f"picture  {picture}\nmodel    {run / 'model.zip'}\nfigures  {root / 'quickstart.json'}")
+    print(f"took     {(time.monotonic() - start) / 60:.1f} min")
+    print(NEXT.format(run=run, policy=policy, root=root, next=seed + 1))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    parser = argparse.ArgumentParser("zprl quickstart", description=__doc__)
+    parser.add_argument("--output", default="runs/quickstart", help="folder for everything; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of every stage; default: %(default)s")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``zprl quickstart``."""
+    args = parser().parse_args(argv)
+    quickstart(args.output, args.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

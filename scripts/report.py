@@ -1,0 +1,55 @@
+"""``zprl report``: learning curves against env steps, a table and the steering diagnostics of runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from zprl_sb3.files import atomic_path
+from zprl_sb3.report import draw, markdown_table, read_run
+
+EXAMPLES = """examples:
+  zprl report runs/push/zprl-0 runs/push/zprl-1 runs/push/zprl-2 --output runs/push/report
+  zprl report runs/push/zprl-* --output runs/push/report
+
+Runs that differ in their seed only become one curve with a 95 % band. Runs that still train can be reported too."""
+
+
+def report(runs: Sequence[str | Path], output: str | Path) -> tuple[Path, str]:
+    """Write ``report.png`` and ``report.md`` and return the picture's path and the table.
+
+    :param runs: Run folders
+    :param output: Folder to write to
+    :raises ReportError: If a folder is not a run, or has not evaluated yet
+    """
+    read = [read_run(run) for run in runs]
+    picture = draw(read, Path(output) / "report.png")
+    table = markdown_table(read)
+    with atomic_path(Path(output) / "report.md") as temporary:
+        temporary.write_text(f"{table}\n\n![learning curves](report.png)\n")
+    return picture, table
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    parser = argparse.ArgumentParser(
+        "zprl report", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="run folders of `zprl train`")
+    parser.add_argument("--output", required=True, help="folder for report.png and report.md")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``zprl report``."""
+    args = parser().parse_args(argv)
+    picture, table = report(args.runs, args.output)
+    print(table)
+    print(f"Wrote {picture} and {picture.with_suffix('.md')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

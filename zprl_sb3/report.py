@@ -1,0 +1,159 @@
+"""Learning curves, table and steering diagnostics of finished or running runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from zprl_sb3.files import atomic_path
+
+# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond.
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+COLORS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#9f6b53")
+GUIDELINE = (0.1, 0.2)  # advised RMS(λΔz) / RMS(z)
+
+
+class ReportError(ValueError):
+    """A run that cannot be reported; the message names the folder."""
+
+
+@dataclass
+class Run:
+    """One run folder of ``zprl train``.
+
+    :param folder: The folder
+    :param env_id: Gymnasium id
+    :param seed: Seed of the run
+    :param scale: λ
+    :param curve: One row per evaluation, as in ``evaluations.csv``
+    """
+
+    folder: Path
+    env_id: str
+    seed: int
+    scale: float
+    curve: pd.DataFrame
+
+    @property
+    def label(self) -> str:
+        """What runs of one group have in common."""
+        return f"{self.env_id}, λ = {self.scale:g}"
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder.
+
+    :raises ReportError: If it is not a run folder or has no evaluation yet
+    """
+    folder = Path(folder)
+    for name in ("run.yml", "evaluations.csv"):
+        if not (folder / name).is_file():
+            raise ReportError(f"{folder} has no {name}: it is not a run of `zprl train`, or has not evaluated yet")
+    run = yaml.safe_load((folder / "run.yml").read_text())
+    curve = pd.read_csv(folder / "evaluations.csv")
+    return Run(folder, run["env_id"], run["seed"], run["settings"]["scale"], curve)
+
+
+def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return runs that differ in their seed only, by label."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.label, []).append(run)
+    return groups
+
+
+def curve_over_seeds(runs: Sequence[Run], column: str) -> pd.DataFrame:
+    """Return mean, low and high of a column against env steps.
+
+    Several runs: the mean over seeds and its 95 % interval by Student's t, on the env steps that all have reached. One run
+    of ``success_rate``: its own 95 % interval over episodes.
+    """
+    if len(runs) == 1:
+        curve = runs[0].curve
+        success = column == "success_rate"
+        low, high = (curve[name] if success else curve[column] for name in ("ci_low", "ci_high"))
+        return pd.DataFrame({"env_steps": curve["env_steps"], "mean": curve[column], "low": low, "high": high})
+    longest = min(runs, key=lambda run: run.curve["env_steps"].iloc[-1]).curve["env_steps"].to_numpy()
+    values = np.stack([np.interp(longest, run.curve["env_steps"], run.curve[column]) for run in runs])
+    freedom = len(runs) - 1
+    quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else 1.96
+    half = quantile * values.std(axis=0, ddof=1) / np.sqrt(len(runs))
+    mean = values.mean(axis=0)
+    return pd.DataFrame({"env_steps": longest, "mean": mean, "low": mean - half, "high": mean + half})
+
+
+def draw(runs: Sequence[Run], path: str | Path) -> Path:
+    """Draw success, episode length and steering diagnostics against env steps into a PNG.
+
+    :param runs: Runs; those that differ in their seed only become one curve with a 95 % band
+    :param path: The PNG file
+    """
+    figure = Figure(figsize=(11, 6.4), dpi=110, layout="constrained")
+    panels = {
+        "success_rate": "success rate",
+        "mean_length": "mean episode length (env steps)",
+        "rms_ratio": "RMS(λΔz) / RMS(z)",
+        "context_distance": "‖c̃ − c‖₂",
+    }
+    axes = dict(zip(panels, figure.subplots(2, 2, sharex=True).flat, strict=True))
+    for color, (label, members) in zip(COLORS * len(runs), group(runs).items(), strict=False):
+        for column, axis in axes.items():
+            _draw_curve(axis, members, column, color, f"{label} ({len(members)} seed{'s'[: len(members) > 1]})")
+    for column, axis in axes.items():
+        axis.set_ylabel(panels[column])
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    _decorate(axes)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
+
+
+def _draw_curve(axis: Axes, runs: Sequence[Run], column: str, color: str, label: str) -> None:
+    if any(column not in run.curve for run in runs):
+        return
+    curve = curve_over_seeds(runs, column)
+    for run in runs if len(runs) > 1 else ():
+        axis.plot(run.curve["env_steps"], run.curve[column], color=color, alpha=0.3, linewidth=0.8)
+    axis.plot(curve["env_steps"], curve["mean"], color=color, linewidth=2, label=label)
+    axis.fill_between(curve["env_steps"], curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0)
+    if column == "success_rate":
+        # The first evaluation is before any update: the base policy through the bottleneck.
+        axis.axhline(curve["mean"].iloc[0], color=color, linestyle="--", linewidth=1, alpha=0.7)
+
+
+def _decorate(axes: dict[str, Axes]) -> None:
+    axes["success_rate"].set_ylim(-0.02, 1.02)
+    axes["success_rate"].set_title("dashed: base policy; band: 95 %", fontsize=9)
+    axes["success_rate"].legend(fontsize=8, frameon=False, loc="lower right")
+    axes["rms_ratio"].axhspan(*GUIDELINE, color="grey", alpha=0.12, linewidth=0)
+    axes["rms_ratio"].set_title("grey: the range the paper advises to start from", fontsize=9)
+    for axis in list(axes.values())[2:]:
+        axis.set_xlabel("env steps")
+
+
+def markdown_table(runs: Sequence[Run]) -> str:
+    """Return a Markdown table with a row per run: base, final and best success, and where they end."""
+    lines = [
+        "| run | seed | base | final (mean of last 3) | best | env steps | RMS(λΔz)/RMS(z) | ‖c̃ − c‖ |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        last, success = run.curve.iloc[-1], run.curve["success_rate"]
+        lines.append(
+            f"| {run.label} | {run.seed} | {success.iloc[0]:.2f} | {success.iloc[-3:].mean():.2f} | {success.max():.2f} | "
+            f"{last['env_steps']:.0f} | {last['rms_ratio']:.2f} | {_optional(last, 'context_distance')} |"
+        )
+    return "\n".join(lines)
+
+
+def _optional(row: pd.Series[Any], column: str) -> str:
+    return f"{row[column]:.2f}" if column in row else "–"
