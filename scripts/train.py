@@ -78,6 +78,7 @@ def _prepare(
     if snapshot.is_dir():
         model = load_snapshot(SteeringSAC, snapshot, env, device=device)
         assert isinstance(model, SteeringSAC)
+        env.seed(seed + model.num_timesteps)  # new episodes, not those from the beginning again
         print(f"Going on from {model.env_steps} env steps, saved in {snapshot}")
     else:
         model = SteeringSAC("MultiInputPolicy", env, seed=seed, device=device, **_algorithm(settings))

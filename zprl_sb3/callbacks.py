@@ -133,7 +133,12 @@ class SnapshotCallback(BaseCallback):
 
 
 def save_snapshot(model: BaseAlgorithm, folder: str | Path) -> None:
-    """Write a model, its replay buffer and the random states as a folder, atomically."""
+    """Write a model, its replay buffer and the random states as a folder, atomically.
+
+    :raises FloatingPointError: If a weight is not finite; the previous snapshot stays
+    """
+    if not all(bool(th.isfinite(weight).all()) for weight in model.policy.parameters()):
+        raise FloatingPointError(f"The model has weights that are not finite; {folder} keeps the last good snapshot")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         model.save(temporary / MODEL)

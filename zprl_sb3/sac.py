@@ -130,7 +130,7 @@ class SteeringSAC(SAC):
                 "give gamma to the wrapper only"
             )
         self.steering_spec, self.gamma = spec, spec.gamma
-        self.policy_kwargs["scale"] = spec.scale
+        self.policy_kwargs = self.policy_kwargs | {"scale": spec.scale}
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Attach another environment.
