@@ -45,7 +45,7 @@ as_root() {
 }
 
 apt_install() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
 }
 
 install_system_packages() {
@@ -53,7 +53,7 @@ install_system_packages() {
     [ -n "$packages" ] || return 0
     if [ "${SYSTEM_PACKAGES:-yes}" != no ] && as_root true 2>/dev/null; then
         say "system packages: $packages"
-        as_root apt-get -q update || warn "apt-get update failed, trying with the lists that are there"
+        as_root apt-get -qq update || warn "apt-get update failed, trying with the lists that are there"
         # One at a time where the whole list is refused: one name that a release does not have must not stop the others.
         # shellcheck disable=SC2086  # a list of words
         apt_install $packages || for package in $packages; do apt_install "$package" || true; done
