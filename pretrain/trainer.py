@@ -115,7 +115,8 @@ class Trainer:
             values = {name: value.item() for name, value in losses.items()}
             if not math.isfinite(values["total"]):
                 raise FloatingPointError(
-                    f"The loss is {values['total']} at step {self.step}: lower learning_rate (state kept in {self.folder})"
+                    f"The loss is {values['total']} at step {self.step}: lower learning_rate "
+                    f"(the last state is kept in {self.folder})"
                 )
             bar.set_postfix({name: f"{values[name]:.4f}" for name in ("imitation", "flow", "kl")})
             for name, value in values.items():

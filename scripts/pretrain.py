@@ -55,17 +55,17 @@ def _train(demos: Demonstrations, config: dict[str, Any], output: Path) -> FlowP
     th.manual_seed(config["seed"])
     policy = _build(demos, dict(config["model"])).to(device)
     training, validation = split_episodes(len(demos), config["validation_ratio"], config["seed"])
-    windows = [
+    train, held_out = (
         cut_windows(demos, episodes, policy.obs_steps, policy.horizon, device) for episodes in (training, validation)
-    ]
+    )
     settings = TrainingConfig(**config["training"], seed=config["seed"])
-    return Trainer(policy, *windows, settings, output).run()
+    return Trainer(policy, train, held_out, settings, output).run()
 
 
 def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
     dims = {key: episodes[0].shape[1] for key, episodes in demos.observations.items()}
     latent_dim = model.pop("latent_dim")
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
     policy = FlowPolicy(FlowPolicyConfig(dims, demos.actions[0].shape[1], **settings))
     policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim))
     return policy

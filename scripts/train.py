@@ -26,8 +26,8 @@ EXAMPLES = """examples:
   zprl train --policy runs/push/policy --output runs/push/zprl-0
   zprl train --policy runs/push/policy --output runs/push/zprl-1 --seed 1 --set scale=0.3 --set algorithm.batch_size=512
 
-The run folder holds the settings, a copy of the policy, snapshots, evaluations.csv, TensorBoard and CSV logs, and at the
-end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C."""
+The run folder holds the settings, a copy of the policy, snapshots, evaluations.csv, TensorBoard and CSV logs, and at
+the end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C."""
 
 
 def train(
@@ -65,7 +65,8 @@ def train(
 
 def env_kwargs(policy_path: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``gymnasium.make``: those of the demonstrations, then those of the settings."""
-    return dict(read_config(policy_path).get("env_kwargs", {})) | settings["env_kwargs"]
+    recorded: dict[str, Any] = read_config(policy_path).get("env_kwargs", {})
+    return {**recorded, **settings["env_kwargs"]}
 
 
 def _prepare(
@@ -116,8 +117,8 @@ def _learn(model: SteeringSAC, callbacks: CallbackList, n_timesteps: int, output
         # Ctrl-C, a NaN from the simulator, a full disk: what was learned so far must not be lost.
         save_snapshot(model, output / "snapshot")
         print(
-            f"\nStopped at {model.env_steps} env steps by {type(error).__name__}; all is saved in {output / 'snapshot'}. "
-            "The same command goes on from there",
+            f"\nStopped at {model.env_steps} env steps by {type(error).__name__}; all is saved in "
+            f"{output / 'snapshot'}. The same command goes on from there",
             file=sys.stderr,
         )
         raise

@@ -56,13 +56,13 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
 
         :raises SimulationError: If an observation or a reward is NaN or infinite
         """
-        total, discount = 0.0, 1.0
-        for steps, low_level_action in enumerate(np.clip(action, self._low, self._high), start=1):
+        total, steps = 0.0, 0
+        for low_level_action in np.clip(action, self._low, self._high):
             obs, reward, terminated, truncated, info = self.env.step(low_level_action)
             self._episode_steps += 1
             self._check_finite(obs, reward)
-            total += discount * float(reward)
-            discount *= self.gamma
+            total += self.gamma**steps * float(reward)
+            steps += 1
             if terminated or truncated:
                 break
         return obs, total, terminated, truncated, info | {"env_steps": steps}
@@ -72,6 +72,6 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
         for key, value in values.items():
             if not np.isfinite(value).all():
                 raise SimulationError(
-                    f"{self.env} returned a {key} that is not finite, {self._episode_steps} env steps into the episode. "
-                    "The simulation has become unstable: look at the actions and the model there"
+                    f"{self.env} returned a {key} that is not finite, {self._episode_steps} env steps into the "
+                    "episode. The simulation has become unstable: look at the actions and the model there"
                 )

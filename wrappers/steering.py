@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch as th
@@ -66,7 +66,7 @@ class SteeringSpec:
 class Steering(ABC):
     """A frozen policy whose actions move when its anchor z is moved to z + λΔz. Batched, NumPy in and out.
 
-    Random numbers come from one generator per environment, so n environments side by side see what each would see alone.
+    Random numbers come from one generator per environment: n environments side by side see what each would see alone.
 
     :param policy: The frozen policy, or the path of its checkpoint
     :param scale: λ > 0
@@ -81,7 +81,7 @@ class Steering(ABC):
             raise ValueError(f"scale (λ) must be a positive number, not {scale!r}")
         if noise not in ("normal", "zero"):
             raise ValueError(f"noise is 'normal' or 'zero', not {noise!r}")
-        self.policy = load_policy(policy) if isinstance(policy, (str, Path)) else policy
+        self.policy: SteerablePolicy = load_policy(policy) if isinstance(policy, (str, Path)) else policy
         self.scale = float(scale)
         self.noise = noise
 
@@ -113,7 +113,7 @@ class Steering(ABC):
         """Return what a model trained on this steering depends on."""
         return SteeringSpec(self.kind, self.scale, self.policy.chunk, gamma, self.policy.fingerprint())
 
-    def observe(self, obs: Mapping[str, NDArray[np.floating]], rngs: Sequence[Generator]) -> dict[str, Array]:
+    def observe(self, obs: Mapping[str, NDArray[Any]], rngs: Sequence[Generator]) -> dict[str, Array]:
         """Return {"c": (B, C), "z": (B, d)} for raw observations, one array (B, ...) per key.
 
         :param obs: Observations of B environments

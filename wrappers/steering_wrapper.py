@@ -13,17 +13,17 @@ from gymnasium.wrappers import FrameStackObservation
 from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor
 
-from zprl_sb3.policy import SteerablePolicy
+from zprl_sb3.policy import PolicyInterface, SteerablePolicy
 from zprl_sb3.wrappers.action_chunk import ActionChunk
 from zprl_sb3.wrappers.steering import Array, LatentSteering, NoiseKind, Steering, episode_rng
 
 BOX_KEY = "state"  # what a plain box observation is called in datasets and policies
 
 
-class SteeringWrapper(gym.Wrapper[dict[str, Array], Array, Any, Array], RecordConstructorArgs):
+class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Steer a frozen policy in one environment. The siblings below choose what is steered.
 
-    :param env: The environment, in its own observations and actions (an :class:`ActionChunk` is put under where missing)
+    :param env: The environment, in its own observations and actions (an :class:`ActionChunk` is put under if missing)
     :param steering: What is steered
     :param gamma: Discount per env step, for the chunk reward
     :raises ValueError: If the policy does not fit the environment
@@ -86,11 +86,17 @@ class LatentSteeringWrapper(SteeringWrapper):
         noise: NoiseKind = "normal",
     ) -> None:
         super().__init__(env, LatentSteering(policy, scale, sample_latent, noise), gamma)
-        arguments = {"policy": policy, "scale": scale, "gamma": gamma, "sample_latent": sample_latent, "noise": noise}
+        arguments: dict[str, Any] = {
+            "policy": policy,
+            "scale": scale,
+            "gamma": gamma,
+            "sample_latent": sample_latent,
+            "noise": noise,
+        }
         RecordConstructorArgs.__init__(self, **arguments)
 
 
-def chunked(env: gym.Env[Any, Any], policy: SteerablePolicy, gamma: float) -> gym.Env[Any, Any]:
+def chunked(env: gym.Env[Any, Any], policy: PolicyInterface, gamma: float) -> gym.Env[Any, Any]:
     """Return the environment with Monitor, observation history and ActionChunk as the policy needs them.
 
     :raises ValueError: If observations, actions, id, an existing chunk or its gamma differ from the policy's
@@ -108,7 +114,7 @@ def chunked(env: gym.Env[Any, Any], policy: SteerablePolicy, gamma: float) -> gy
     return ActionChunk(env, policy.chunk, gamma)
 
 
-def check_chunking(chunk: int, gamma: float, policy: SteerablePolicy, wanted_gamma: float) -> None:
+def check_chunking(chunk: int, gamma: float, policy: PolicyInterface, wanted_gamma: float) -> None:
     """Raise a ValueError if an environment's ActionChunk is not the policy's."""
     if (chunk, gamma) != (policy.chunk, wanted_gamma):
         raise ValueError(
@@ -118,7 +124,7 @@ def check_chunking(chunk: int, gamma: float, policy: SteerablePolicy, wanted_gam
 
 
 def check_fit(
-    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], policy: SteerablePolicy, env_id: str | None
+    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], policy: PolicyInterface, env_id: str | None
 ) -> None:
     """Raise a ValueError that says how a policy and an environment differ, if they do."""
     if env_id is not None and policy.env_id is not None and env_id != policy.env_id:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_wrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from zprl_sb3.policy import SteerablePolicy
+from zprl_sb3.policy import PolicyInterface
 from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
 from zprl_sb3.wrappers.steering import Array, Steering, SteeringSpec, episode_rng
 from zprl_sb3.wrappers.steering_wrapper import by_key, check_chunking, check_fit, chunked
@@ -58,7 +59,7 @@ class VecSteering(VecEnvWrapper):
         """Return observations, discounted chunk rewards (n,), dones and infos."""
         obs, rewards, dones, infos = self.venv.step_wait()
         ended = np.flatnonzero(dones)
-        # Final observations come first, so that they draw from their own episode's generators before these are reseeded.
+        # Final observations come first: they draw from their own episode's generators before these are reseeded.
         rngs = [self._rngs[index] for index in ended]
         for index in ended:
             self._reseed(index, self.venv.reset_infos[index].get("episode_seed"))
@@ -81,9 +82,11 @@ class VecSteering(VecEnvWrapper):
         return {key: value.copy() for key, value in observation.items()}
 
 
-def _check(venv: VecEnv, policy: SteerablePolicy, gamma: float) -> None:
+def _check(venv: VecEnv, policy: PolicyInterface, gamma: float) -> None:
     if not venv.has_attr("chunk"):
-        raise ValueError("VecSteering needs chunked environments: build them with make_vec_steering, or put ActionChunk in")
+        raise ValueError(
+            "VecSteering needs chunked environments: build them with make_vec_steering, or put ActionChunk in"
+        )
     spec = venv.get_attr("spec")[0]
     check_fit(venv.observation_space, venv.action_space, policy, spec and spec.id)
     for chunk, chunk_gamma in zip(venv.get_attr("chunk"), venv.get_attr("gamma"), strict=True):
@@ -109,7 +112,8 @@ def make_vec_steering(
     :param subprocess: One process per environment (slow simulators, pixels) instead of all in this process
     :param seeded_episodes: Fix the seeds of **all** episodes, not only of the first (evaluation)
     """
-    policy = _Needs(steering.policy)
+    whole = steering.policy
+    policy = _Interface(dict(whole.observation_dims), whole.action_dim, whole.obs_steps, whole.chunk, whole.env_id)
 
     def make() -> gym.Env[Any, Any]:
         env = gym.make(env_id, **(env_kwargs or {}))
@@ -119,13 +123,15 @@ def make_vec_steering(
     return VecSteering(venv, steering, gamma)
 
 
-class _Needs:
-    """What chunking must know of a policy, without the policy: an environment's process needs no weights."""
+@dataclass(frozen=True)
+class _Interface:
+    """A policy's interface without the policy: an environment's process needs no weights."""
 
-    def __init__(self, policy: SteerablePolicy) -> None:
-        self.observation_dims = dict(policy.observation_dims)
-        self.action_dim, self.obs_steps, self.chunk = policy.action_dim, policy.obs_steps, policy.chunk
-        self.env_id = policy.env_id
+    observation_dims: Mapping[str, int]
+    action_dim: int
+    obs_steps: int
+    chunk: int
+    env_id: str | None
 
 
 def find_spec(env: VecEnv) -> SteeringSpec:

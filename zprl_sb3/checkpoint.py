@@ -56,7 +56,7 @@ def _describe(policy: FlowPolicy, weights_sha256: str) -> dict[str, Any]:
 def read_config(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint's ``config.json``.
 
-    :raises CheckpointError: If the folder or the file is missing, unreadable, of another project or of a newer format
+    :raises CheckpointError: If the folder or the file is missing, unreadable, foreign or of a newer format
     """
     file = Path(path) / CONFIG
     if not file.is_file():
@@ -69,7 +69,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not a zprl_sb3 policy checkpoint (its 'format' is not {FORMAT!r})")
     if config["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
-            f"{file} has format version {config['format_version']}, this zprl_sb3 reads up to {FORMAT_VERSION}: upgrade it"
+            f"{file} has format version {config['format_version']}, this zprl_sb3 reads up to "
+            f"{FORMAT_VERSION}: upgrade it"
         )
     return config
 
@@ -99,7 +100,9 @@ def load_policy(path: str | Path, chunk: int | None = None, device: th.device | 
 
 def _build(config: dict[str, Any], file: Path) -> FlowPolicy:
     try:
-        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in config["policy"].items()}
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in config["policy"].items()
+        }
         policy = FlowPolicy(FlowPolicyConfig(**settings))
         if config["bottleneck"] is not None:
             policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(**config["bottleneck"]))

@@ -29,12 +29,13 @@ class Recorder:
 
     def predict(
         self,
-        observation: dict[str, Array],
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
         state: tuple[NDArray[Any], ...] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[Array, tuple[NDArray[Any], ...] | None]:
         """Return the model's Δz (n, d)."""
+        assert isinstance(observation, dict)
         delta, state = self.model.predict(observation, state, episode_start, deterministic)
         self.contexts.append(observation["c"])
         self.latents.append(observation["z"])
@@ -51,8 +52,8 @@ class Recorder:
 def steering_diagnostics(steering: Steering, observation: Mapping[str, Array], delta: Array) -> dict[str, float]:
     """Return how far Δz moves the policy.
 
-    ``rms_ratio`` is RMS(λΔz) / RMS(z); the paper advises 0.1 to 0.2. For latent steering also, as means of L2 norms with
-    c̃ = g(z + λΔz): ``context_distance`` ‖c̃ - c‖ and ``displacement`` ‖c̃ - g(z)‖ (advised: below about 0.8).
+    ``rms_ratio`` is RMS(λΔz) / RMS(z); the paper advises 0.1 to 0.2. For latent steering also, as means of L2 norms
+    with c̃ = g(z + λΔz): ``context_distance`` ‖c̃ - c‖ and ``displacement`` ‖c̃ - g(z)‖ (advised: below about 0.8).
 
     :param steering: What is steered
     :param observation: {"c": (N, C), "z": (N, d)}

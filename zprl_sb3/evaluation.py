@@ -47,12 +47,13 @@ class NoSteering:
 
     def predict(
         self,
-        observation: dict[str, NDArray[np.float32]],
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
         state: tuple[NDArray[Any], ...] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[np.float32], None]:
         """Return zeros (n, d) for observations {"c": (n, C), "z": (n, d)}."""
+        assert isinstance(observation, dict)
         return np.zeros_like(observation["z"]), None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch as th
 from torch import nn
@@ -19,27 +19,57 @@ Observation = Mapping[str, th.Tensor]
 """One tensor per key: (B, D), or (B, n, D) with a history of n frames."""
 
 
-@runtime_checkable
-class SteerablePolicy(Protocol):
+class PolicyInterface(Protocol):
+    """What an environment must know of a policy to be chunked for it; it can travel without the weights."""
+
+    @property
+    def observation_dims(self) -> Mapping[str, int]:
+        """Size D of each observation key."""
+        ...
+
+    @property
+    def action_dim(self) -> int:
+        """A, size of one action."""
+        ...
+
+    @property
+    def obs_steps(self) -> int:
+        """Frames of observation history that the policy expects."""
+        ...
+
+    @property
+    def chunk(self) -> int:
+        """h, executed actions."""
+        ...
+
+    @property
+    def env_id(self) -> str | None:
+        """Gymnasium id of the environment the policy was trained for; None where that does not matter."""
+        ...
+
+
+class SteerablePolicy(PolicyInterface, Protocol):
     """What any checkpoint must offer to be steered. Batched, without gradients, actions in environment units."""
 
-    observation_dims: Mapping[str, int]
-    """Size D of each observation key."""
-    action_dim: int
-    """A, size of one action."""
-    obs_steps: int
-    """Frames of observation history that :meth:`embed` expects."""
-    horizon: int
-    """T, predicted actions."""
-    chunk: int
-    """h <= T, executed actions."""
-    context_dim: int
-    """C, size of the context."""
-    bottleneck: Bottleneck | None
-    """The latent space for steering; None before one is attached."""
-    env_id: str | None
-    """Gymnasium id of the environment the policy was trained for; None where that does not matter."""
-    device: th.device
+    @property
+    def horizon(self) -> int:
+        """T >= h, predicted actions."""
+        ...
+
+    @property
+    def context_dim(self) -> int:
+        """C, size of the context."""
+        ...
+
+    @property
+    def bottleneck(self) -> Bottleneck | None:
+        """The latent space for steering; None before one is attached."""
+        ...
+
+    @property
+    def device(self) -> th.device:
+        """Where the weights are."""
+        ...
 
     def embed(self, obs: Observation) -> th.Tensor:
         """Return the context c (B, C)."""
@@ -131,7 +161,8 @@ class FlowPolicy(nn.Module):
     def context(self, obs: Observation) -> th.Tensor:
         """Return c (B, C) **with** gradients: the normalised, encoded frames, oldest first."""
         frames = th.cat([obs[key].float() for key in self.keys], dim=-1)
-        return self.encoder(self.obs_normalizer(frames)).flatten(start_dim=1)
+        context: th.Tensor = self.encoder(self.obs_normalizer(frames)).flatten(start_dim=1)
+        return context
 
     @th.no_grad()
     def embed(self, obs: Observation) -> th.Tensor:

@@ -73,8 +73,8 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def curve_over_seeds(runs: Sequence[Run], column: str) -> pd.DataFrame:
     """Return mean, low and high of a column against env steps.
 
-    Several runs: the mean over seeds and its 95 % interval by Student's t, on the env steps that all have reached. One run
-    of ``success_rate``: its own 95 % interval over episodes.
+    Several runs: the mean over seeds and its 95 % interval by Student's t, on the env steps that all have reached. One
+    run of ``success_rate``: its own 95 % interval over episodes.
     """
     if len(runs) == 1:
         curve = runs[0].curve
@@ -149,8 +149,8 @@ def markdown_table(runs: Sequence[Run]) -> str:
     for run in runs:
         last, success = run.curve.iloc[-1], run.curve["success_rate"]
         lines.append(
-            f"| {run.label} | {run.seed} | {success.iloc[0]:.2f} | {success.iloc[-3:].mean():.2f} | {success.max():.2f} | "
-            f"{last['env_steps']:.0f} | {last['rms_ratio']:.2f} | {_optional(last, 'context_distance')} |"
+            f"| {run.label} | {run.seed} | {success.iloc[0]:.2f} | {success.iloc[-3:].mean():.2f} | "
+            f"{success.max():.2f} | {last['env_steps']:.0f} | {last['rms_ratio']:.2f} | {_optional(last, 'context_distance')} |"
         )
     return "\n".join(lines)
 

@@ -26,15 +26,15 @@ TARGET_HEADS = 2  # size of the random subset of critics in the target
 
 
 class SteeringSAC(SAC):
-    """Soft actor-critic over Δz. Needs a steered environment; differs from SB3's SAC in what the authors' code does:
+    """Soft actor-critic over Δz, for a steered environment. It differs from SB3's SAC as the authors' code does.
 
-    no entropy in the target · Q(c, z + λΔz) · target: minimum over a random 2 of n critics, actor: mean over all ·
+    No entropy in the target · Q(c, z + λΔz) · target: minimum over a random 2 of n critics, actor: mean over all ·
     critics bounded to (0, 1) for sparse rewards · actor, temperature and target every ``policy_delay`` critic updates ·
     own critic learning rate · clipped gradients · target entropy -d/2 · temperature from 0.01 · warm-up with Δz = 0.
 
-    **Clocks.** ``total_timesteps``, ``learning_starts``, ``train_freq`` and callbacks count *chunks*, as SB3 counts steps;
-    ``env_steps`` and ``time/env_steps`` count *env steps*. gamma is per env step and λ per the environment: both belong to
-    the wrapper, are saved with the model, and an environment that differs is refused.
+    **Clocks.** ``total_timesteps``, ``learning_starts``, ``train_freq`` and callbacks count *chunks*, as SB3 counts
+    steps; ``env_steps`` and ``time/env_steps`` count *env steps*. gamma, per env step, and λ belong to the wrapper; they
+    are saved with the model, and an environment that differs is refused.
 
     :param policy: ``"MultiInputPolicy"``
     :param env: A steered environment
@@ -53,7 +53,7 @@ class SteeringSAC(SAC):
     :param target_entropy: ``"auto"`` is -d/2
     :param bootstrap_timeouts: Bootstrap from the last observation at a time-out; otherwise time-outs are terminal
     :param replay_buffer_kwargs: Further arguments of the replay buffer
-    :param policy_kwargs: See :class:`~zprl_sb3.sac_policy.SteeringSACPolicy` (n_critics, layer_norm, bounded_critic, ...)
+    :param policy_kwargs: n_critics, layer_norm, bounded_critic, ...; see :class:`~zprl_sb3.sac_policy.SteeringSACPolicy`
     :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size, ...
     :raises ValueError: If the environment is not steered, or gamma or λ differ
     """
@@ -158,7 +158,7 @@ class SteeringSAC(SAC):
         self._log(losses)
 
     def _update_critic(self, batch: ReplayBufferSamples) -> dict[str, th.Tensor]:
-        """L = Σ_i mean (Q_i(c, z + λΔz) - y)²,  y = r + (1 - done) γ^h min_{j in M} Q̄_j(c', z' + λΔz'); no entropy in y."""
+        """L = Σ_i mean (Q_i(c, z + λΔz) - y)², y = r + (1 - done) γ^h min_{j in M} Q̄_j(c', z' + λΔz'), no entropy."""
         assert self.steering_spec is not None
         with th.no_grad():
             next_delta = self.actor(batch.next_observations)
@@ -238,9 +238,7 @@ class SteeringSAC(SAC):
         """Train for ``total_timesteps`` **chunks**, counted over all environments. Arguments as in SB3."""
         if reset_num_timesteps:
             self.env_steps = 0
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
 
 @contextmanager

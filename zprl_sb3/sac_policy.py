@@ -27,7 +27,7 @@ class SteeringActor(Actor):
         super().__init__(*args, **kwargs)
         self.latent_pi.apply(lambda module: _orthogonal(module, math.sqrt(2)))
         self.mu.apply(lambda module: _orthogonal(module, 0.01))
-        self.log_std.apply(lambda module: _orthogonal(module, 0.01))  # type: ignore[union-attr]
+        self.log_std.apply(lambda module: _orthogonal(module, 0.01))  # type: ignore[attr-defined]
 
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
         """Return mean and log σ (B, d) before the tanh that squashes Δz."""
@@ -77,8 +77,8 @@ class SteeringCritic(BaseModel):
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
         self.scale, self.bounded = scale, bounded
-        inputs = get_action_dim(observation_space["c"]) + get_action_dim(action_space)  # type: ignore[arg-type]
-        norms = [nn.LayerNorm] if layer_norm else []
+        inputs = get_action_dim(observation_space["c"]) + get_action_dim(action_space)
+        norms: list[type[nn.Module]] = [nn.LayerNorm] if layer_norm else []
         self.q_networks = nn.ModuleList(
             nn.Sequential(*create_mlp(inputs, 1, net_arch, activation_fn, post_linear_modules=norms))
             for _ in range(n_critics)
@@ -128,7 +128,7 @@ class SteeringSACPolicy(SACPolicy):
         layer_norm: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.steering_kwargs = {"scale": scale, "bounded": bounded_critic, "layer_norm": layer_norm}
+        self.steering_kwargs: dict[str, Any] = {"scale": scale, "bounded": bounded_critic, "layer_norm": layer_norm}
         kwargs["features_extractor_class"] = CombinedExtractor
         super().__init__(
             observation_space,
