@@ -1,0 +1,126 @@
+"""A toy task and tiny policies, for tests where exactness and speed matter more than the simulator.
+
+Import it as ``helpers``. Environments of the toy task are made by :data:`POINT`, an id with the module in front, so
+that a process of its own finds the registration too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
+from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
+from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
+
+POINT_ID = "test/PointReach-v0"
+POINT_DICT_ID = "test/PointReachDict-v0"
+POINT, POINT_DICT = f"{__name__}:{POINT_ID}", f"{__name__}:{POINT_DICT_ID}"
+PUSH = "zprl/Push-v0"
+TIME_LIMIT = 12
+REACH = 0.25
+
+
+class PointReach(gym.Env[Any, NDArray[np.float32]]):
+    """A point in the plane reaches a goal: reward 1 and the end on success, 0 before it. Only its start is random.
+
+    Observed are the point and the goal, as one box (4,) or as {"goal": (2,), "point": (2,)}. An action moves the point
+    by up to 0.2 along each axis. It holds only arrays, so it can be copied and pickled in the middle of an episode.
+
+    :param by_key: Observe a dictionary
+    :param reach: Distance at which the goal counts as reached
+    """
+
+    def __init__(self, by_key: bool = False, reach: float = REACH) -> None:
+        self.by_key, self.reach = by_key, reach
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        flat = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        half = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observation_space = spaces.Dict({"goal": half, "point": half}) if by_key else flat
+        self.point = self.goal = np.zeros(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.point, self.goal = self.np_random.uniform(-1, 1, (2, 2))
+        return self._observe(), {"is_success": False}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.point = self.point + 0.2 * np.clip(action, -1, 1)
+        success = bool(np.linalg.norm(self.point - self.goal) < self.reach)
+        return self._observe(), float(success), success, False, {"is_success": success}
+
+    def _observe(self) -> Any:
+        point, goal = self.point.astype(np.float32), self.goal.astype(np.float32)
+        return {"goal": goal, "point": point} if self.by_key else np.concatenate([point, goal])
+
+
+for _id, _by_key in ((POINT_ID, False), (POINT_DICT_ID, True)):
+    if _id not in gym.registry:
+        gym.register(_id, PointReach, max_episode_steps=TIME_LIMIT, kwargs={"by_key": _by_key})
+
+
+def tiny_policy(
+    by_key: bool = False, latent_dim: int | None = 3, seed: int = 0, env_id: str | None = None, **config: Any
+) -> FlowPolicy:
+    """Return a frozen policy with random weights for the toy task: horizon 4, chunk 2.
+
+    :param by_key: For the dictionary observation
+    :param latent_dim: d; None leaves the bottleneck out
+    :param seed: Of the weights; torch's global generator is left as it was
+    :param env_id: What the policy says it was trained for
+    :param config: Changes of the :class:`FlowPolicyConfig`
+    """
+    settings: dict[str, Any] = {
+        "observation_dims": {"goal": 2, "point": 2} if by_key else {"state": 4},
+        "action_dim": 2,
+        "horizon": 4,
+        "chunk": 2,
+        "unet_widths": (8, 16),
+        "time_dim": 8,
+    }
+    with th.random.fork_rng():
+        th.manual_seed(seed)
+        policy = FlowPolicy(FlowPolicyConfig(**(settings | config)))
+        if latent_dim is not None:
+            policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim, hidden=16))
+    policy.env_id = env_id
+    return policy.freeze()
+
+
+def push_policy(**config: Any) -> FlowPolicy:
+    """Return a frozen policy with random weights that fits the simulator's tasks (``zprl/Push-v0``)."""
+    return tiny_policy(observation_dims={"object": 17, "proprio": 9}, action_dim=4, env_id=PUSH, **config)
+
+
+def steered_points(
+    policy: FlowPolicy | None = None,
+    n_envs: int = 2,
+    scale: float = 0.5,
+    gamma: float = 0.9,
+    sample_latent: bool = False,
+    **kwargs: Any,
+) -> VecSteering:
+    """Return the toy task in ``n_envs`` environments, steered in the latent of a tiny policy.
+
+    :param kwargs: Further arguments of :func:`make_vec_steering`
+    """
+    steering = LatentSteering(policy or tiny_policy(), scale, sample_latent)
+    return make_vec_steering(POINT, steering, n_envs, gamma, **kwargs)
+
+
+def tiny_model(env: Any = None, **kwargs: Any) -> SteeringSAC:
+    """Return a SteeringSAC with small networks on :func:`steered_points`.
+
+    :param env: A steered environment; None makes one
+    :param kwargs: Arguments of :class:`SteeringSAC`; ``policy_kwargs`` are added to the small networks
+    """
+    settings: dict[str, Any] = {"learning_starts": 10, "batch_size": 16, "buffer_size": 500, "seed": 0, "device": "cpu"}
+    settings |= kwargs
+    settings["policy_kwargs"] = {"net_arch": [16, 16]} | kwargs.get("policy_kwargs", {})
+    return SteeringSAC("MultiInputPolicy", steered_points() if env is None else env, **settings)
