@@ -20,7 +20,7 @@ CAMERA = "corner2"
 FRAME_SIZE = 480
 
 
-class UnstableSimulationError(RuntimeError):
+class UnstableSimulationError(FloatingPointError):
     """The physics diverged, so that whatever came after it would not be the task any more."""
 
 

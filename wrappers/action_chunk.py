@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 
-class SimulationError(RuntimeError):
+class SimulationError(FloatingPointError):
     """The environment returned a value that is not finite. The message names the environment, the step and the key."""
 
 
@@ -47,9 +47,14 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
         self._episode_steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment."""
+        """Reset the environment.
+
+        :raises SimulationError: If the observation is NaN or infinite
+        """
         self._episode_steps = 0
-        return self.env.reset(seed=seed, options=options)
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._check_finite(obs, 0.0)
+        return obs, info
 
     def step(self, action: NDArray[np.float32]) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Run one chunk (h, A), or its beginning where the episode ends in it.
