@@ -11,7 +11,7 @@ from torch import nn
 from zprl_sb3.flow import LEVELS
 
 KERNEL = 5
-GROUPS = 8
+MAX_GROUPS, MIN_GROUP_SIZE = 8, 16
 
 
 def mlp(sizes: Sequence[int], *, activate_last: bool = False) -> nn.Sequential:
@@ -40,9 +40,11 @@ class TimeEmbedding(nn.Module):
 
 
 def _conv_block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv1d(inputs, outputs, KERNEL, padding=KERNEL // 2), nn.GroupNorm(GROUPS, outputs), nn.Mish()
-    )
+    # 8 groups from 128 channels on, as in the paper. Smaller groups, in narrow networks, would normalise away the noise
+    # that the velocity must reproduce: chunks would then depend on w where they should not.
+    groups = max(1, min(MAX_GROUPS, outputs // MIN_GROUP_SIZE))
+    convolution = nn.Conv1d(inputs, outputs, KERNEL, padding=KERNEL // 2)
+    return nn.Sequential(convolution, nn.GroupNorm(groups, outputs), nn.Mish())
 
 
 class ResidualBlock(nn.Module):
@@ -69,7 +71,7 @@ class ConditionalUnet1d(nn.Module):
 
     :param action_dim: A, size of one action
     :param condition_dim: C, size of the context c
-    :param widths: Channels per level, multiples of 8
+    :param widths: Channels per level, 16 or multiples of 16
     :param time_dim: Size of the time embedding
     """
 

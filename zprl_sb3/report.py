@@ -148,10 +148,9 @@ def markdown_table(runs: Sequence[Run]) -> str:
     ]
     for run in runs:
         last, success = run.curve.iloc[-1], run.curve["success_rate"]
-        lines.append(
-            f"| {run.label} | {run.seed} | {success.iloc[0]:.2f} | {success.iloc[-3:].mean():.2f} | "
-            f"{success.max():.2f} | {last['env_steps']:.0f} | {last['rms_ratio']:.2f} | {_optional(last, 'context_distance')} |"
-        )
+        cells = [run.label, run.seed, f"{success.iloc[0]:.2f}", f"{success.iloc[-3:].mean():.2f}"]
+        cells += [f"{success.max():.2f}", f"{last['env_steps']:.0f}", f"{last['rms_ratio']:.2f}"]
+        lines.append("| " + " | ".join(map(str, [*cells, _optional(last, "context_distance")])) + " |")
     return "\n".join(lines)
 
 

@@ -33,8 +33,8 @@ class SteeringSAC(SAC):
     own critic learning rate · clipped gradients · target entropy -d/2 · temperature from 0.01 · warm-up with Δz = 0.
 
     **Clocks.** ``total_timesteps``, ``learning_starts``, ``train_freq`` and callbacks count *chunks*, as SB3 counts
-    steps; ``env_steps`` and ``time/env_steps`` count *env steps*. gamma, per env step, and λ belong to the wrapper; they
-    are saved with the model, and an environment that differs is refused.
+    steps; ``env_steps`` and ``time/env_steps`` count *env steps*. gamma, per env step, and λ belong to the wrapper;
+    they are saved with the model, and an environment that differs is refused.
 
     :param policy: ``"MultiInputPolicy"``
     :param env: A steered environment
@@ -53,7 +53,7 @@ class SteeringSAC(SAC):
     :param target_entropy: ``"auto"`` is -d/2
     :param bootstrap_timeouts: Bootstrap from the last observation at a time-out; otherwise time-outs are terminal
     :param replay_buffer_kwargs: Further arguments of the replay buffer
-    :param policy_kwargs: n_critics, layer_norm, bounded_critic, ...; see :class:`~zprl_sb3.sac_policy.SteeringSACPolicy`
+    :param policy_kwargs: n_critics, layer_norm, bounded_critic, ...: :class:`~zprl_sb3.sac_policy.SteeringSACPolicy`
     :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size, ...
     :raises ValueError: If the environment is not steered, or gamma or λ differ
     """

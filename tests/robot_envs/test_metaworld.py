@@ -109,9 +109,9 @@ def test_resets_without_a_seed_go_on_from_the_last_seed():
 
 
 def test_the_global_generator_of_numpy_is_left_alone():
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    state = np.random.get_state()[1].copy()
     gym.make("zprl/Push-v0").reset(seed=0)
-    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
 
 
 def test_the_observation_names_what_it_holds():
