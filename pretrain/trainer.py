@@ -148,8 +148,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "rng": th.get_rng_state(),
         }
-        with atomic_path(self.folder / STATE) as temporary:
-            th.save(state, temporary)
+        # Through Python's own file, so that a full disk is told apart from other errors.
+        with atomic_path(self.folder / STATE) as temporary, open(temporary, "wb") as file:
+            th.save(state, file)
 
     def _resume(self) -> None:
         th.manual_seed(self.config.seed)

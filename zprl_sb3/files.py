@@ -26,11 +26,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.part{path.suffix}"
+    _remove(temporary)  # left by a killed process that had the same id, as is common in containers
     try:
         yield temporary
         _replace(temporary, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        if _disk_full(error):
             raise OSError(
                 errno.ENOSPC,
                 f"The disk is full: {path} was not written and its old content is untouched. "
@@ -41,12 +42,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+def _disk_full(error: BaseException | None) -> bool:
+    # safetensors turns the system's error into one of its own, torch.save fails once more while it closes the file.
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _replace(temporary: Path, path: Path) -> None:
     if not path.is_dir():
         os.replace(temporary, path)
         return
     # A folder cannot be replaced in one step: keep the old one until the new one has its name.
     old = path.parent / f".{path.name}.{os.getpid()}.old"
+    _remove(old)
     os.replace(path, old)
     os.replace(temporary, path)
     shutil.rmtree(old)
