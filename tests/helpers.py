@@ -62,7 +62,7 @@ class PointReach(gym.Env[Any, NDArray[np.float32]]):
 
 for _id, _by_key in ((POINT_ID, False), (POINT_DICT_ID, True)):
     if _id not in gym.registry:
-        gym.register(_id, PointReach, max_episode_steps=TIME_LIMIT, kwargs={"by_key": _by_key})
+        gym.register(_id, f"{__name__}:PointReach", max_episode_steps=TIME_LIMIT, kwargs={"by_key": _by_key})
 
 
 def tiny_policy(
