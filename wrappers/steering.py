@@ -77,7 +77,7 @@ class Steering(ABC):
     kind: str
 
     def __init__(self, policy: SteerablePolicy | str | Path, scale: float, noise: NoiseKind = "normal") -> None:
-        if not (np.isscalar(scale) and np.isfinite(scale) and scale > 0):
+        if not (isinstance(scale, (int, float, np.number)) and np.isfinite(scale) and scale > 0):
             raise ValueError(f"scale (λ) must be a positive number, not {scale!r}")
         if noise not in ("normal", "zero"):
             raise ValueError(f"noise is 'normal' or 'zero', not {noise!r}")

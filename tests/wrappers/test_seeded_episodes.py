@@ -8,9 +8,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from helpers import POINT, steered_points, tiny_policy
 from numpy.typing import NDArray
 
+from helpers import POINT, steered_points, tiny_policy
 from zprl_sb3.evaluation import Evaluation, NoSteering, evaluate
 from zprl_sb3.wrappers import SeededEpisodes
 
