@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch as th
+from torch import nn
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as reference_kl
+
+from helpers import tiny_policy
+from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig, bottleneck_loss, kl_divergence
+from zprl_sb3.flow import flow_loss, without_gradients
+from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.pretrain.trainer import TrainingConfig, offline_losses
+
+CONFIG = TrainingConfig(
+    steps=10,
+    batch_size=8,
+    learning_rate=1e-3,
+    warmup_steps=1,
+    beta=0.3,
+    reconstruction=0.2,
+    validate_every=10,
+    save_every=10,
+    seed=0,
+)
+
+
+def trainable_policy() -> FlowPolicy:
+    """Return a policy with an MLP encoder, so that there is an encoder that gradients could reach."""
+    return tiny_policy(encoder_sizes=(16, 8)).requires_grad_(True)
+
+
+def losses_of(policy: FlowPolicy) -> dict[str, th.Tensor]:
+    """Return the offline losses on a fixed batch with fixed noise."""
+    th.manual_seed(1)
+    obs, actions = {"state": th.randn(8, 1, 4)}, th.randn(8, 4, 2)
+    th.manual_seed(2)
+    return offline_losses(policy, obs, actions, CONFIG)
+
+
+def gradients(loss: th.Tensor, policy: FlowPolicy) -> dict[str, th.Tensor | None]:
+    names, weights = zip(*policy.named_parameters(), strict=True)
+    found = th.autograd.grad(loss, weights, allow_unused=True)
+    return dict(zip(names, found, strict=True))
+
+
+def is_policy(name: str) -> bool:
+    return name.startswith(("encoder.", "unet."))
+
+
+def test_the_kl_is_the_mean_of_that_of_torch() -> None:
+    mean, std = th.randn(5, 3), th.rand(5, 3) + 0.1
+    expected = reference_kl(Normal(mean, std), Normal(0.0, 1.0))
+    assert expected.shape == (5, 3)
+    th.testing.assert_close(kl_divergence(mean, std), expected.mean())
+
+
+def test_the_kl_does_not_grow_with_batch_or_dimensions() -> None:
+    small = kl_divergence(th.full((1, 1), 0.5), th.full((1, 1), 0.2))
+    large = kl_divergence(th.full((64, 16), 0.5), th.full((64, 16), 0.2))
+    th.testing.assert_close(small, large)
+    assert small.item() == pytest.approx(0.5 * (0.25 + 0.04 - 1 - 2 * math.log(0.2)))
+
+
+def test_the_standard_normal_costs_nothing() -> None:
+    assert kl_divergence(th.zeros(4, 3), th.ones(4, 3)).item() == 0
+
+
+def test_encoder_and_decoder_have_three_hidden_layers_and_plain_heads() -> None:
+    bottleneck = Bottleneck(10, BottleneckConfig(latent_dim=4, hidden=32))
+    mean, std = bottleneck.encode(th.randn(7, 10))
+    assert mean.shape == std.shape == (7, 4)
+    assert (std > 0).all()
+    assert bottleneck.decode(mean).shape == (7, 10)
+    for network, sizes in (
+        (bottleneck.trunk, [(10, 32), (32, 32), (32, 32)]),
+        (bottleneck.decoder, [(4, 32), (32, 32), (32, 32), (32, 10)]),
+    ):
+        layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+        assert [(layer.in_features, layer.out_features) for layer in layers] == sizes
+    assert isinstance(bottleneck.trunk[-1], nn.GELU)
+    assert isinstance(bottleneck.decoder[-1], nn.Linear)
+
+
+def test_the_heads_are_mean_and_log_variance() -> None:
+    bottleneck = Bottleneck(4, BottleneckConfig(latent_dim=2, hidden=8))
+    nn.init.zeros_(bottleneck.log_var.weight)
+    nn.init.constant_(bottleneck.log_var.bias, math.log(0.25))
+    _, std = bottleneck.encode(th.randn(3, 4))
+    th.testing.assert_close(std, th.full((3, 2), 0.5))
+
+
+def test_the_loss_adds_up_its_weighted_parts_on_one_sampled_latent() -> None:
+    bottleneck = Bottleneck(4, BottleneckConfig(latent_dim=2, hidden=8))
+    context, actions, noise, times = th.randn(6, 4), th.randn(6, 4, 2), th.randn(6, 4, 2), th.rand(6)
+
+    def velocity(a: th.Tensor, k: th.Tensor, condition: th.Tensor) -> th.Tensor:
+        return a + condition.sum(dim=1)[:, None, None]
+
+    th.manual_seed(3)
+    losses = bottleneck_loss(bottleneck, velocity, context, actions, noise, times, beta=0.3, reconstruction=0.2)
+    th.manual_seed(3)
+    mean, std = bottleneck.encode(context)
+    decoded = bottleneck.decode(mean + std * th.randn(6, 2))
+    th.testing.assert_close(losses["flow"], flow_loss(velocity, actions, noise, times, decoded))
+    th.testing.assert_close(losses["reconstruction"], ((decoded - context) ** 2).mean())
+    th.testing.assert_close(losses["kl"], reference_kl(Normal(mean, std), Normal(0.0, 1.0)).mean())
+    th.testing.assert_close(losses["total"], losses["flow"] + 0.3 * losses["kl"] + 0.2 * losses["reconstruction"])
+
+
+def test_the_bottleneck_gives_no_gradient_to_encoder_and_unet() -> None:
+    policy = trainable_policy()
+    assert policy.bottleneck is not None
+    context = policy.context({"state": th.randn(8, 1, 4)})
+    assert context.requires_grad, "the encoder would learn from what depends on the context"
+    batch = th.randn(8, 4, 2), th.randn(8, 4, 2), th.rand(8)
+    loss = bottleneck_loss(policy.bottleneck, without_gradients(policy.unet), context, *batch, 0.3, 0.2)["total"]
+    found = gradients(loss, policy)
+    for name, gradient in found.items():
+        if is_policy(name):
+            assert gradient is None, f"{name} got a gradient from the bottleneck"
+        else:
+            assert gradient is not None, name
+            assert gradient.abs().sum() > 0, f"{name} does not learn"
+
+
+def test_the_bottleneck_leaves_the_imitation_gradients_bit_for_bit() -> None:
+    policy = trainable_policy()
+    alone = gradients(losses_of(policy)["imitation"], policy)
+    beside = gradients(losses_of(policy)["total"], policy)
+    compared = [name for name in alone if is_policy(name)]
+    assert any(name.startswith("encoder.") for name in compared)
+    for name in compared:
+        before, after = alone[name], beside[name]
+        assert before is not None
+        assert after is not None
+        assert before.abs().sum() > 0, name
+        assert th.equal(before, after), name
+
+
+def test_imitation_does_not_train_the_bottleneck() -> None:
+    policy = trainable_policy()
+    for name, gradient in gradients(losses_of(policy)["imitation"], policy).items():
+        assert is_policy(name) or gradient is None, name
+
+
+def test_imitation_and_bottleneck_share_noise_and_times() -> None:
+    policy = trainable_policy()
+    assert policy.bottleneck is not None
+    # A decoder that answers the context itself turns the bottleneck's flow loss into the imitation loss.
+    policy.bottleneck.encode = lambda context: (context, th.zeros_like(context))  # type: ignore[method-assign]
+    policy.bottleneck.decode = lambda latent: latent  # type: ignore[method-assign]
+    th.manual_seed(1)
+    context = {"state": th.randn(8, 1, 4)}
+    config = TrainingConfig(**{**CONFIG.__dict__, "beta": 0.0})
+    losses = offline_losses(policy, context, th.randn(8, 4, 2), config)
+    th.testing.assert_close(losses["flow"], losses["imitation"])
