@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import FrameStackObservation
 from stable_baselines3.common.env_util import unwrap_wrapper
@@ -30,14 +32,24 @@ class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
 
     def __init__(self, env: gym.Env[Any, Any], steering: Steering, gamma: float = 0.99) -> None:
-        RecordConstructorArgs.__init__(self, steering=steering, gamma=gamma)
+        # No deep copy: it would double the policy's weights. Of several records only the first, a sibling's, counts.
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, steering=steering, gamma=gamma)
         super().__init__(chunked(env, steering.policy, gamma))
+        self._given = env
         self.steering = steering
         self.steering_spec = steering.spec(gamma)
         self.observation_space = steering.observation_space
         self.action_space = steering.action_space
         self._rng = np.random.default_rng()
         self._observation: dict[str, Array] = {}
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]  # as Gymnasium's own wrappers have it
+        """What ``gymnasium.make`` builds it again from; the layers between it and the given environment are its own."""
+        spec = copy.deepcopy(self._given.spec)
+        if spec is not None:
+            spec.additional_wrappers += (self.wrapper_spec(**self._saved_kwargs),)
+        return spec
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -85,7 +97,6 @@ class LatentSteeringWrapper(SteeringWrapper):
         sample_latent: bool = False,
         noise: NoiseKind = "normal",
     ) -> None:
-        super().__init__(env, LatentSteering(policy, scale, sample_latent, noise), gamma)
         arguments: dict[str, Any] = {
             "policy": policy,
             "scale": scale,
@@ -93,7 +104,8 @@ class LatentSteeringWrapper(SteeringWrapper):
             "sample_latent": sample_latent,
             "noise": noise,
         }
-        RecordConstructorArgs.__init__(self, **arguments)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
+        super().__init__(env, LatentSteering(policy, scale, sample_latent, noise), gamma)
 
 
 def chunked(env: gym.Env[Any, Any], policy: PolicyInterface, gamma: float) -> gym.Env[Any, Any]:
@@ -127,7 +139,8 @@ def check_fit(
     observation_space: spaces.Space[Any], action_space: spaces.Space[Any], policy: PolicyInterface, env_id: str | None
 ) -> None:
     """Raise a ValueError that says how a policy and an environment differ, if they do."""
-    if env_id is not None and policy.env_id is not None and env_id != policy.env_id:
+    # Gymnasium's "module:id" imports the module and drops it from the id.
+    if env_id is not None and policy.env_id is not None and env_id != policy.env_id.rpartition(":")[2]:
         raise ValueError(
             f"The policy was trained for {policy.env_id}, the environment is {env_id}. "
             "Load the right checkpoint (or set policy.env_id = None if you mean it)"
