@@ -19,6 +19,7 @@ from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, check_chunk
 FORMAT = "zprl_sb3.policy"
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+REQUIRED = ("format_version", "env_id", "policy", "bottleneck", "weights_sha256")
 
 
 class CheckpointError(ValueError):
@@ -67,11 +68,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is damaged: {error}. Write the checkpoint again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{file} is not a zprl_sb3 policy checkpoint (its 'format' is not {FORMAT!r})")
-    if config["format_version"] > FORMAT_VERSION:
+    if config.get("format_version", 0) > FORMAT_VERSION:
         raise CheckpointError(
             f"{file} has format version {config['format_version']}, this zprl_sb3 reads up to "
             f"{FORMAT_VERSION}: upgrade it"
         )
+    if missing := [key for key in REQUIRED if key not in config]:
+        raise CheckpointError(f"{file} lacks {', '.join(missing)}. Write the checkpoint again")
     return config
 
 
@@ -106,7 +109,7 @@ def _build(config: dict[str, Any], file: Path) -> FlowPolicy:
         policy = FlowPolicy(FlowPolicyConfig(**settings))
         if config["bottleneck"] is not None:
             policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(**config["bottleneck"]))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{file} lacks or mistakes a setting: {error}. Write the checkpoint again") from error
     return policy
 
