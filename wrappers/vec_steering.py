@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,8 @@ class VecSteering(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         """Reset all environments; returns {"c": (n, C), "z": (n, d)}."""
-        obs = self.venv.reset()
+        with _processes_alive():
+            obs = self.venv.reset()
         for index, (info, seed) in enumerate(zip(self.venv.reset_infos, self._pending_seeds, strict=True)):
             self._reseed(index, info.get("episode_seed", seed))
         self._pending_seeds = [None] * self.num_envs
@@ -53,11 +55,18 @@ class VecSteering(VecEnvWrapper):
 
     def step_async(self, actions: Array) -> None:
         """Start the chunks that Δz (n, d) lead to."""
-        self.venv.step_async(self.steering.act(self._observation, actions, self._rngs))
+        chunks = self.steering.act(self._observation, actions, self._rngs)
+        with _processes_alive():
+            self.venv.step_async(chunks)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Return observations, discounted chunk rewards (n,), dones and infos."""
-        obs, rewards, dones, infos = self.venv.step_wait()
+        """Return observations, discounted chunk rewards (n,), dones and infos.
+
+        :raises SimulationError: If an observation or a reward is NaN or infinite
+        :raises ChildProcessError: If that, or any other error, happened in a process of its own
+        """
+        with _processes_alive():
+            obs, rewards, dones, infos = self.venv.step_wait()
         ended = np.flatnonzero(dones)
         # Final observations come first: they draw from their own episode's generators before these are reseeded.
         rngs = [self._rngs[index] for index in ended]
@@ -93,6 +102,15 @@ def _check(venv: VecEnv, policy: PolicyInterface, gamma: float) -> None:
         check_chunking(chunk, chunk_gamma, policy, gamma)
 
 
+@contextmanager
+def _processes_alive() -> Iterator[None]:
+    # All that SB3 notices of an error in an environment's process is the closed pipe.
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise ChildProcessError("The process of an environment has ended; its own error stands above") from error
+
+
 def make_vec_steering(
     env_id: str,
     steering: Steering,
@@ -119,7 +137,8 @@ def make_vec_steering(
         env = gym.make(env_id, **(env_kwargs or {}))
         return chunked(SeededEpisodes(env, n_envs) if seeded_episodes else env, policy, gamma)
 
-    venv = SubprocVecEnv([make] * n_envs) if subprocess else DummyVecEnv([make] * n_envs)
+    with _processes_alive():
+        venv = SubprocVecEnv([make] * n_envs) if subprocess else DummyVecEnv([make] * n_envs)
     return VecSteering(venv, steering, gamma)
 
 

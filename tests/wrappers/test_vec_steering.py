@@ -1,0 +1,257 @@
+"""VecSteering does to n environments what n single wrappers do, with one forward of the policy."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
+
+from helpers import POINT, POINT_DICT, PUSH, PointReach, push_policy, steered_points, tiny_model, tiny_policy
+from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.wrappers import (
+    ActionChunk,
+    LatentSteering,
+    LatentSteeringWrapper,
+    SeededEpisodes,
+    SimulationError,
+    VecSteering,
+    find_spec,
+    make_vec_steering,
+)
+
+N = 3
+ATOL = 1e-6  # a batch of n may be multiplied in another order than n batches of one
+
+
+def deltas(steps: int, n_envs: int = N) -> NDArray[np.float32]:
+    return np.random.default_rng(0).uniform(-1, 1, (steps, n_envs, 3)).astype(np.float32)
+
+
+def compare_with_singles(
+    env: VecSteering, singles: list[LatentSteeringWrapper], steps: int, seed: int, atol: float = ATOL
+) -> int:
+    """Step both side by side and return how many episodes ended."""
+
+    def assert_close(mine: dict[str, NDArray[Any]], theirs: dict[str, NDArray[Any]]) -> None:
+        for key in ("c", "z"):
+            np.testing.assert_allclose(mine[key], theirs[key], atol=atol, err_msg=key)
+
+    env.seed(seed)
+    shown: Any = env.reset()
+    for k, single in enumerate(singles):
+        assert_close({key: value[k] for key, value in shown.items()}, single.reset(seed=seed + k)[0])
+    ended = 0
+    for delta in deltas(steps, env.num_envs):
+        shown, rewards, dones, infos = env.step(delta)
+        for k, single in enumerate(singles):
+            obs, reward, terminated, truncated, info = single.step(delta[k])
+            assert (rewards[k], dones[k]) == (pytest.approx(float(reward)), terminated or truncated)
+            assert infos[k]["env_steps"] == info["env_steps"]
+            if dones[k]:
+                ended += 1
+                assert infos[k]["TimeLimit.truncated"] == (truncated and not terminated)
+                assert infos[k]["episode"]["l"] == info["episode"]["l"]
+                assert_close(infos[k]["terminal_observation"], obs)
+                obs, _ = single.reset()
+            assert_close({key: value[k] for key, value in shown.items()}, obs)
+    return ended
+
+
+@pytest.mark.parametrize("seeded_episodes", [False, True])
+@pytest.mark.parametrize("sample_latent", [False, True])
+@pytest.mark.parametrize("config", [{}, {"obs_steps": 2}])
+def test_it_does_what_single_wrappers_do(config: dict[str, Any], sample_latent: bool, seeded_episodes: bool) -> None:
+    policy = tiny_policy(**config)
+    env = steered_points(policy, N, 0.5, sample_latent=sample_latent, seeded_episodes=seeded_episodes)
+
+    def single() -> LatentSteeringWrapper:
+        inner = gym.make(POINT)
+        inner = SeededEpisodes(inner, N) if seeded_episodes else inner
+        return LatentSteeringWrapper(inner, policy, 0.5, gamma=0.9, sample_latent=sample_latent)
+
+    assert compare_with_singles(env, [single() for _ in range(N)], steps=60, seed=11) > 3 * N
+
+
+def test_it_does_so_by_key_too() -> None:
+    policy = tiny_policy(by_key=True)
+    env = make_vec_steering(POINT_DICT, LatentSteering(policy, 0.5), N, 0.9)
+    singles = [LatentSteeringWrapper(gym.make(POINT_DICT), policy, 0.5, gamma=0.9) for _ in range(N)]
+    assert compare_with_singles(env, singles, steps=30, seed=2) > N
+
+
+def test_it_does_so_in_the_simulator() -> None:
+    pytest.importorskip("metaworld")
+    policy, kwargs = push_policy(), {"max_episode_steps": 15}
+    env = make_vec_steering(PUSH, LatentSteering(policy, 0.5, sample_latent=True), 2, env_kwargs=kwargs)
+    singles = [LatentSteeringWrapper(gym.make(PUSH, **kwargs), policy, 0.5, sample_latent=True) for _ in range(2)]
+    # Contacts amplify the last bits of an action within a few steps.
+    assert compare_with_singles(env, singles, steps=20, seed=5, atol=1e-4) == 4
+
+
+def test_processes_of_their_own_change_nothing() -> None:
+    here, there = (
+        steered_points(n_envs=2, sample_latent=True, seeded_episodes=True, subprocess=subprocess)
+        for subprocess in (False, True)
+    )
+    try:
+        for env in (here, there):
+            env.seed(3)
+        np.testing.assert_equal(there.reset(), here.reset())
+        ended = 0
+        for delta in deltas(25, 2):
+            mine, theirs = here.step(delta), there.step(delta)
+            np.testing.assert_equal(theirs[:3], mine[:3])
+            for a, b in zip(mine[3], theirs[3], strict=True):
+                np.testing.assert_equal(b.get("terminal_observation"), a.get("terminal_observation"))
+                assert (a["env_steps"], a["episode_seed"]) == (b["env_steps"], b["episode_seed"])
+            ended += int(mine[2].sum())
+        assert ended > 2
+    finally:
+        there.close()
+
+
+class Sick(PointReach):
+    """Returns a reward that is not a number."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, _, terminated, truncated, info = super().step(action)
+        return obs, float("nan"), terminated, truncated, info
+
+
+def chunked_points(cls: type[PointReach], subprocess: bool = False) -> VecEnv:
+    def make() -> gym.Env[Any, Any]:
+        return ActionChunk(cls(), 2, 0.9)
+
+    return SubprocVecEnv([make]) if subprocess else DummyVecEnv([make])
+
+
+def test_a_simulation_that_fails_says_so() -> None:
+    env = VecSteering(chunked_points(Sick), LatentSteering(tiny_policy(), 0.5), 0.9)
+    env.reset()
+    with pytest.raises(SimulationError, match="a reward that is not finite, 1 env step"):
+        env.step(deltas(1, 1)[0])
+
+
+def test_the_end_of_an_environments_process_is_told_plainly() -> None:
+    env = VecSteering(chunked_points(Sick, subprocess=True), LatentSteering(tiny_policy(), 0.5), 0.9)
+    env.reset()
+    with pytest.raises(ChildProcessError, match="process of an environment has ended"):
+        env.step(deltas(1, 1)[0])
+    with pytest.raises(ChildProcessError, match="process of an environment has ended"):
+        env.step(deltas(1, 1)[0])
+
+
+def test_a_process_that_cannot_make_its_environment_is_told_plainly() -> None:
+    with pytest.raises(ChildProcessError, match="process of an environment has ended"):
+        make_vec_steering("test/Nowhere-v0", LatentSteering(tiny_policy(), 0.5), 1, subprocess=True)
+
+
+def count_calls(policy: FlowPolicy) -> list[tuple[str, int]]:
+    """Note the name and the batch size of every forward of the policy."""
+    calls: list[tuple[str, int]] = []
+    embed, act = policy.embed, policy.act
+
+    def noting_embed(obs: dict[str, th.Tensor]) -> th.Tensor:
+        calls.append(("embed", len(obs["state"])))
+        return embed(obs)
+
+    def noting_act(condition: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        calls.append(("act", len(condition)))
+        return act(condition, noise)
+
+    policy.embed, policy.act = noting_embed, noting_act  # type: ignore[method-assign,assignment]
+    return calls
+
+
+def test_a_step_is_one_forward_for_all_environments() -> None:
+    policy = tiny_policy()
+    env = steered_points(policy, n_envs=4)
+    calls = count_calls(policy)
+    env.seed(0)
+    env.reset()
+    assert calls == [("embed", 4)]
+    for delta in deltas(20, 4):
+        calls.clear()
+        _, _, dones, _ = env.step(delta)
+        # The last observations of episodes that ended ride along.
+        assert calls == [("act", 4), ("embed", 4 + int(dones.sum()))]
+
+
+def test_what_is_done_to_the_shown_z_does_not_matter() -> None:
+    traces = []
+    for spoil in (False, True):
+        env = steered_points(n_envs=2, sample_latent=True)
+        env.seed(8)
+        shown: Any = env.reset()
+        trace = []
+        for delta in deltas(10, 2):
+            if spoil:
+                shown["z"][:] = 77
+                shown["c"][:] = -77
+            shown, rewards, dones, _ = env.step(delta)
+            trace.append((shown["z"].copy(), shown["c"].copy(), rewards, dones))
+        traces.append(trace)
+    np.testing.assert_equal(traces[1], traces[0])
+
+
+def test_environments_that_are_not_chunked_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs chunked environments: build them with make_vec_steering"):
+        VecSteering(DummyVecEnv([lambda: gym.make(POINT)]), LatentSteering(tiny_policy(), 0.5))
+
+
+def test_chunks_of_another_length_or_discount_are_refused() -> None:
+    for chunk, gamma in ((3, 0.9), (2, 0.8)):
+        venv = DummyVecEnv([lambda c=chunk, g=gamma: ActionChunk(gym.make(POINT), c, g)])  # type: ignore[misc]
+        with pytest.raises(ValueError, match=f"chunk={chunk}, gamma={gamma}; the steering needs chunk=2, gamma=0.9"):
+            VecSteering(venv, LatentSteering(tiny_policy(), 0.5), gamma=0.9)
+
+
+def test_a_policy_of_another_environment_is_refused() -> None:
+    with pytest.raises(ValueError, match="trained for zprl/Push-v0, the environment is test/PointReach-v0"):
+        steered_points(tiny_policy(env_id=PUSH))
+    venv = DummyVecEnv([lambda: ActionChunk(gym.make(POINT), 2)])
+    with pytest.raises(ValueError, match="trained for zprl/Push-v0"):
+        VecSteering(venv, LatentSteering(tiny_policy(env_id=PUSH), 0.5))
+
+
+def test_an_environment_that_does_not_exist_is_named() -> None:
+    with pytest.raises(gym.error.Error, match="Nowhere"):
+        make_vec_steering("test/Nowhere-v0", LatentSteering(tiny_policy(), 0.5), 1)
+
+
+@pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
+def test_the_steering_is_found_under_other_wrappers() -> None:
+    policy = tiny_policy()
+    expected = LatentSteering(policy, 0.5).spec(0.9)
+    single = DummyVecEnv([lambda: LatentSteeringWrapper(gym.make(POINT), policy, 0.5, 0.9)])
+    for env in (steered_points(policy), VecMonitor(steered_points(policy)), single, VecMonitor(single)):
+        assert find_spec(env) == expected
+    with pytest.raises(ValueError, match="not steered: wrap it in LatentSteeringWrapper"):
+        find_spec(DummyVecEnv([lambda: gym.make(POINT)]))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_saved_model_holds_nothing_of_the_policy(tmp_path: Path, batched: bool) -> None:
+    policy = tiny_policy(unet_widths=(128, 256))  # megabytes, so that it would show
+    assert sum(weight.numel() for weight in policy.parameters()) > 1_000_000
+    env = steered_points(policy) if batched else LatentSteeringWrapper(gym.make(POINT), policy, 0.5)
+    model = tiny_model(env)
+    model.learn(20)
+    model.save(tmp_path / "model.zip")
+    assert (tmp_path / "model.zip").stat().st_size < 100_000
+    with zipfile.ZipFile(tmp_path / "model.zip") as file:
+        state = th.load(io.BytesIO(file.read("policy.pth")), weights_only=True)
+        data = file.read("data").decode()
+    assert {name.split(".")[0] for name in state} == {"actor", "critic", "critic_target"}
+    assert "FlowPolicy" not in data
+    loaded = SteeringSAC.load(tmp_path / "model.zip")
+    assert loaded.steering_spec == find_spec(model.env) if model.env else False
