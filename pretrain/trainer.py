@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +58,8 @@ class TrainingConfig:
 class Trainer:
     """Train a policy with AdamW, cosine schedule with warm-up, and an exponential moving average of the weights.
 
-    Run again in the same folder after a kill, it goes on from the last saved state and ends with the same weights as
-    without the kill.
+    Run again in the same folder after a kill or Ctrl-C, it goes on from the last saved state and ends with the same
+    weights as an uninterrupted run.
 
     :param policy: With its bottleneck; its normalisers are fitted here
     :param train: Training windows
@@ -80,19 +84,27 @@ class Trainer:
     def run(self) -> FlowPolicy:
         """Train to the end and return the policy with EMA weights.
 
-        :raises FloatingPointError: If the loss is not finite
+        :raises FloatingPointError: If the loss or a weight is not finite
+        :raises ValueError: If the saved state is damaged
         """
         self._resume()
-        th.set_flush_denormal(True)
-        with SummaryWriter(str(self.folder), purge_step=self.step) as board, self._bar() as bar:
-            try:
-                for index in self._batches():
-                    losses = self._update(index)
-                    self._report(losses, board, bar)
-            except KeyboardInterrupt:
-                self._save()
-                raise
+        th.set_flush_denormal(True)  # they appear late in the training and are slow
+        try:
+            with SummaryWriter(str(self.folder), purge_step=self.step) as board, self._bar() as bar:
+                self._loop(board, bar)
+        finally:
+            th.set_flush_denormal(False)
         return self.ema
+
+    def _loop(self, board: SummaryWriter, bar: tqdm[Any]) -> None:
+        with _ctrl_c_waits() as received:
+            for index in self._batches():
+                losses = self._update(index)
+                self._report(losses, board, bar)
+                if received:
+                    self._save()
+                    tqdm.write(f"Interrupted at step {self.step}, all is saved. The same command goes on from there")
+                    raise KeyboardInterrupt
 
     def _update(self, index: th.Tensor) -> dict[str, th.Tensor]:
         for group in self.optimizer.param_groups:
@@ -114,10 +126,7 @@ class Trainer:
         if self.step % 50 == 0:
             values = {name: value.item() for name, value in losses.items()}
             if not math.isfinite(values["total"]):
-                raise FloatingPointError(
-                    f"The loss is {values['total']} at step {self.step}: lower learning_rate "
-                    f"(the last state is kept in {self.folder})"
-                )
+                raise self._diverged(f"The loss is {values['total']}")
             bar.set_postfix({name: f"{values[name]:.4f}" for name in ("imitation", "flow", "kl")})
             for name, value in values.items():
                 board.add_scalar(f"train/{name}", value, self.step)
@@ -140,13 +149,20 @@ class Trainer:
     def _bar(self) -> tqdm[Any]:
         return tqdm(total=self.config.steps, initial=self.step, desc="pretrain", unit="step", dynamic_ncols=True)
 
+    def _diverged(self, what: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what} at step {self.step}: lower learning_rate (the last good state stays in {self.folder})"
+        )
+
     def _save(self) -> None:
+        if not all(bool(th.isfinite(weight).all()) for weight in self.policy.parameters()):
+            raise self._diverged("There are weights that are not finite")
         state = {
             "step": self.step,
             "policy": self.policy.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": th.get_rng_state(),
+            "rng": [th.get_rng_state(), *th.cuda.get_rng_state_all()],
         }
         # Through Python's own file, so that a full disk is told apart from other errors.
         with atomic_path(self.folder / STATE) as temporary, open(temporary, "wb") as file:
@@ -157,12 +173,17 @@ class Trainer:
         file = self.folder / STATE
         if not file.is_file():
             return
-        state = th.load(file, map_location=self.policy.device, weights_only=True)
+        try:
+            state = th.load(file, map_location=self.policy.device, weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{file} is damaged: delete it to train from the beginning") from error
         self.step = state["step"]
         self.policy.load_state_dict(state["policy"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        th.set_rng_state(state["rng"].cpu())
+        cpu, *gpus = (rng.cpu() for rng in state["rng"])
+        th.set_rng_state(cpu)
+        th.cuda.set_rng_state_all(gpus)
         tqdm.write(f"Going on from step {self.step}, saved in {file}")
 
 
@@ -193,6 +214,20 @@ def update_ema(ema: nn.Module, module: nn.Module, step: int) -> None:
     decay = min(1 - (1 + step) ** -EMA_POWER, EMA_MAX)
     with th.no_grad():
         th._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[list[int]]:
+    """Collect Ctrl-C: raised in the middle of an update it would leave a state that no uninterrupted run has."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there are signals handled
+        yield received
+        return
+    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _cosine(step: int, warmup: int, total: int) -> float:

@@ -23,3 +23,14 @@ th.set_num_threads(1)
 def repository() -> Path:
     """Return the root of the source tree."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def push_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of 4 real demonstrations of ``zprl/Push-v0``, up to 60 env steps each."""
+    pytest.importorskip("metaworld")
+    from zprl_sb3.scripts.collect import collect
+    from zprl_sb3.settings import load_settings
+
+    settings = load_settings("collect.yml", "zprl/Push-v0", ["max_episode_steps=60"])
+    return collect("zprl/Push-v0", 4, 0, tmp_path_factory.mktemp("push") / "demos.hdf5", settings=settings)
