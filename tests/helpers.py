@@ -6,6 +6,7 @@ that a process of its own finds the registration too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
@@ -124,3 +127,27 @@ def tiny_model(env: Any = None, **kwargs: Any) -> SteeringSAC:
     settings |= kwargs
     settings["policy_kwargs"] = {"net_arch": [16, 16]} | kwargs.get("policy_kwargs", {})
     return SteeringSAC("MultiInputPolicy", steered_points() if env is None else env, **settings)
+
+
+def stored(model: SteeringSAC) -> DictReplayBufferSamples:
+    """Return the replay buffer of a model with **one** environment in the order of time."""
+    buffer = model.replay_buffer
+    assert isinstance(buffer, DictReplayBuffer)
+    assert buffer.n_envs == 1
+    return buffer._get_samples(np.arange(buffer.pos))
+
+
+def values(weights: Iterable[th.Tensor]) -> list[th.Tensor]:
+    """Return copies of tensors, for a later comparison."""
+    return [weight.detach().clone() for weight in weights]
+
+
+def same(first: Iterable[th.Tensor], second: Iterable[th.Tensor]) -> bool:
+    """Whether two lists of tensors are equal bit for bit."""
+    return all(th.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def everything(model: SteeringSAC) -> list[th.Tensor]:
+    """Return copies of all that a model learns: actor, critics, their targets and the temperature."""
+    assert model.log_ent_coef is not None
+    return values([*model.policy.parameters(), model.log_ent_coef])

@@ -23,6 +23,7 @@ from zprl_sb3.wrappers import SteeringSpec, find_spec
 
 SelfSteeringSAC = TypeVar("SelfSteeringSAC", bound="SteeringSAC")
 TARGET_HEADS = 2  # size of the random subset of critics in the target
+NOT_SUPPORTED = ("n_steps", "optimize_memory_usage", "target_update_interval", "use_sde")
 
 
 class SteeringSAC(SAC):
@@ -56,6 +57,7 @@ class SteeringSAC(SAC):
     :param policy_kwargs: n_critics, layer_norm, bounded_critic, ...: :class:`~zprl_sb3.sac_policy.SteeringSACPolicy`
     :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size, ...
     :raises ValueError: If the environment is not steered, or gamma or λ differ
+    :raises TypeError: For an argument of SB3's SAC that would have no effect here, as ``target_update_interval``
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MultiInputPolicy": SteeringSACPolicy}
@@ -86,6 +88,8 @@ class SteeringSAC(SAC):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
+        if refused := sorted(kwargs.keys() & set(NOT_SUPPORTED)):
+            raise TypeError(f"SteeringSAC does not support these arguments of SAC: {', '.join(refused)}")
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.max_grad_norm = max_grad_norm

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from zprl_sb3.sac_policy import LOG_STD_MAX, LOG_STD_MIN, SteeringSACPolicy
+
+CONTEXT, LATENT, BATCH = 7, 3, 64
+
+
+def make_policy(**kwargs: Any) -> SteeringSACPolicy:
+    sizes = {"c": CONTEXT, "z": LATENT}
+    observation_space = spaces.Dict({key: spaces.Box(-np.inf, np.inf, (size,)) for key, size in sizes.items()})
+    th.manual_seed(0)
+    return SteeringSACPolicy(observation_space, spaces.Box(-1, 1, (LATENT,)), lambda _: 1e-3, **kwargs)
+
+
+def log_std_head(policy: SteeringSACPolicy) -> nn.Linear:
+    return cast(nn.Linear, policy.actor.log_std)
+
+
+def observations(seed: int = 0) -> dict[str, th.Tensor]:
+    generator = th.Generator().manual_seed(seed)
+    return {"c": th.randn(BATCH, CONTEXT, generator=generator), "z": th.randn(BATCH, LATENT, generator=generator)}
+
+
+@pytest.mark.parametrize("n_critics", [2, 5])
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("scale", [0.1, 0.5, 1.7])
+def test_q_judges_where_the_policy_acts_from_whichever_step_led_there(
+    n_critics: int, layer_norm: bool, bounded: bool, scale: float
+) -> None:
+    critic = make_policy(scale=scale, n_critics=n_critics, layer_norm=layer_norm, bounded_critic=bounded).critic
+    obs = observations()
+    delta = th.rand(BATCH, LATENT) * 2 - 1
+    # As the steering itself computes it, in NumPy.
+    steered = obs["z"].numpy() + np.float32(scale) * delta.numpy()
+    there = {"c": obs["c"], "z": th.as_tensor(steered)}
+    q = critic(obs, delta)
+    assert q.shape == (n_critics, BATCH)
+    assert th.equal(q, critic(there, th.zeros_like(delta)))
+    assert not th.equal(q, critic(obs, th.zeros_like(delta)))
+
+
+def test_q_is_computed_from_the_context_and_the_steered_latent_by_each_head() -> None:
+    critic = make_policy(scale=0.5, n_critics=3).critic
+    obs, delta = observations(), th.rand(BATCH, LATENT)
+    inputs = th.cat([obs["c"], obs["z"] + 0.5 * delta], dim=1)
+    by_hand = th.stack([0.5 * (th.tanh(network(inputs)[:, 0]) + 1) for network in critic.q_networks])
+    th.testing.assert_close(critic(obs, delta), by_hand)
+
+
+def test_chosen_heads_are_those_of_the_whole_ensemble() -> None:
+    critic = make_policy(n_critics=5).critic
+    obs, delta = observations(), th.rand(BATCH, LATENT)
+    assert th.equal(critic(obs, delta, [4, 1]), critic(obs, delta)[[4, 1]])
+
+
+def test_a_bounded_critic_stays_within_the_returns_of_a_sparse_task() -> None:
+    for bounded in (True, False):
+        critic = make_policy(bounded_critic=bounded).critic
+        with th.no_grad():
+            for network in critic.q_networks:
+                nn.init.constant_(network[-1].bias, 3.0)  # type: ignore[index]
+        q = critic(observations(), th.zeros(BATCH, LATENT))
+        assert bool((q <= 1).all()) == bounded
+        assert bool((q > 2).all()) != bounded
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_critics_have_the_paper_s_layers_and_layer_norm_after_each_hidden_one(layer_norm: bool) -> None:
+    policy = make_policy(layer_norm=layer_norm, n_critics=2)
+    hidden = [nn.Linear, nn.LayerNorm, nn.GELU] if layer_norm else [nn.Linear, nn.GELU]
+    for network in policy.critic.q_networks:
+        assert [type(layer) for layer in network] == 3 * hidden + [nn.Linear]  # type: ignore[attr-defined]
+        assert network[0].in_features == CONTEXT + LATENT  # type: ignore[index]
+    widths = [layer.out_features for layer in policy.actor.latent_pi if isinstance(layer, nn.Linear)]
+    assert widths == [256, 256, 256]
+
+
+def test_the_target_starts_as_a_copy_of_the_critics() -> None:
+    policy = make_policy(n_critics=3)
+    for weight, target in zip(policy.critic.parameters(), policy.critic_target.parameters(), strict=True):
+        assert th.equal(weight, target)
+        assert weight is not target
+
+
+def test_the_actor_starts_near_no_steering_with_a_log_std_of_minus_4() -> None:
+    actor = make_policy().actor
+    mean, log_std, _ = actor.get_action_dist_params(observations())
+    assert mean.abs().max() < 0.1
+    th.testing.assert_close(log_std, th.full_like(log_std, -4.0), atol=0.3, rtol=0)
+    assert actor(observations()).abs().max() < 0.2
+
+
+def test_the_heads_start_orthogonal_and_small_and_the_hidden_layers_orthogonal() -> None:
+    policy = make_policy()
+    actor = policy.actor
+    hidden = [layer for layer in actor.latent_pi if isinstance(layer, nn.Linear)]
+    layers: list[tuple[nn.Linear, float]] = [(layer, math.sqrt(2)) for layer in hidden]
+    layers += [(cast(nn.Linear, actor.mu), 0.01), (log_std_head(policy), 0.01)]
+    for layer, gain in layers:
+        weight = layer.weight if layer.weight.shape[0] <= layer.weight.shape[1] else layer.weight.T
+        th.testing.assert_close(weight @ weight.T, gain**2 * th.eye(len(weight)), atol=1e-5, rtol=1e-4)
+        assert layer.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize(("push", "bound"), [(1e3, LOG_STD_MAX), (-1e3, LOG_STD_MIN)])
+def test_log_std_stays_in_its_bounds(push: float, bound: float) -> None:
+    assert (LOG_STD_MIN, LOG_STD_MAX) == (-10, 2)
+    policy = make_policy()
+    actor = policy.actor
+    nn.init.constant_(log_std_head(policy).bias, push)
+    _, log_std, _ = actor.get_action_dist_params(observations())
+    th.testing.assert_close(log_std, th.full_like(log_std, bound))
+
+
+def test_steps_and_their_likelihood_are_those_of_a_tanh_gaussian() -> None:
+    policy = make_policy()
+    actor = policy.actor
+    nn.init.constant_(log_std_head(policy).bias, math.atanh(0.5))  # log σ = -1: wide enough for the tanh to matter
+    mean, log_std, _ = actor.get_action_dist_params(observations())
+    delta, log_prob = actor.action_log_prob(observations())
+    assert (delta.abs() < 1).all()
+    gaussian = th.distributions.Normal(mean, log_std.exp())
+    squashed: Any = th.distributions.TransformedDistribution(gaussian, [th.distributions.TanhTransform()])
+    th.testing.assert_close(log_prob, squashed.log_prob(delta).sum(dim=1), atol=1e-3, rtol=1e-4)
+    th.testing.assert_close(actor(observations(), deterministic=True), mean.tanh())
+
+
+def test_a_policy_is_rebuilt_from_its_own_parameters() -> None:
+    policy = make_policy(scale=0.3, n_critics=4, layer_norm=True, bounded_critic=False, net_arch=[8])
+    parameters = policy._get_constructor_parameters()
+    rebuilt = SteeringSACPolicy(**parameters)
+    rebuilt.load_state_dict(policy.state_dict())
+    obs, delta = observations(), th.rand(BATCH, LATENT)
+    assert th.equal(rebuilt.critic(obs, delta), policy.critic(obs, delta))
+    assert th.equal(rebuilt.actor(obs, deterministic=True), policy.actor(obs, deterministic=True))

@@ -1,0 +1,254 @@
+"""SteeringSAC as a whole: warm-up, seeds, clocks, logs, saving, and what it asks of an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.callbacks import EvalCallback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from helpers import (
+    POINT,
+    POINT_DICT,
+    TIME_LIMIT,
+    everything,
+    same,
+    steered_points,
+    stored,
+    tiny_model,
+    tiny_policy,
+)
+from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.wrappers import LatentSteeringWrapper, VecSteering
+
+GAMMA, CHUNK, LATENT, SCALE = 0.9, 2, 3, 0.5
+
+
+# --- Warm-up and the frozen policy
+
+
+def test_the_warm_up_executes_and_stores_no_steering() -> None:
+    model = tiny_model(steered_points(n_envs=1, sample_latent=True), learning_starts=15, seed=3).learn(15)
+    assert model._n_updates == 0
+    samples = stored(model)
+    assert len(samples.actions) == 15
+    assert not samples.actions.any()
+    # The same environment, driven by zeros, shows the same contexts and latents bit for bit.
+    env = steered_points(n_envs=1, sample_latent=True)
+    env.seed(3)
+    observation: Any = env.reset()
+    for step in range(15):
+        for key in ("c", "z"):
+            np.testing.assert_array_equal(samples.observations[key][step].numpy(), observation[key][0])
+        observation = env.step(np.zeros((1, LATENT), np.float32))[0]
+    model.learn(5, reset_num_timesteps=False)
+    assert stored(model).actions[15:].any(dim=1).all()
+
+
+def test_the_stored_latent_is_the_one_that_was_steered() -> None:
+    model = tiny_model(steered_points(n_envs=1, sample_latent=True), learning_starts=5).learn(40)
+    samples = stored(model)
+    inside = samples.dones[:-1, 0] == 0
+    # z is drawn once per observation: it ends one row and begins the next.
+    assert th.equal(samples.next_observations["z"][:-1][inside], samples.observations["z"][1:][inside])
+    mean = tiny_policy().bottleneck.encode(samples.observations["c"])[0]  # type: ignore[union-attr]
+    assert not th.allclose(samples.observations["z"], mean, atol=1e-3)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_training_does_not_touch_the_base_policy(frozen: bool) -> None:
+    policy = tiny_policy().requires_grad_(not frozen)
+    fingerprint = policy.fingerprint()
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    model = tiny_model(steered_points(policy, sample_latent=True)).learn(100)
+    assert model._n_updates == 90
+    assert policy.fingerprint() == fingerprint
+    for name, tensor in policy.state_dict().items():
+        assert th.equal(tensor, before[name]), name
+    assert all(weight.grad is None for weight in policy.parameters())
+
+
+# --- Seeds
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another() -> None:
+    first, again, other = (tiny_model(steered_points(sample_latent=True), seed=seed).learn(200) for seed in (1, 1, 2))
+    assert first._n_updates == 190
+    assert same(everything(first), everything(again))
+    assert not same(everything(first), everything(other))
+    for buffer in (first.replay_buffer, again.replay_buffer, other.replay_buffer):
+        assert isinstance(buffer, DictReplayBuffer)
+    for key in ("c", "z"):
+        np.testing.assert_array_equal(first.replay_buffer.observations[key], again.replay_buffer.observations[key])  # type: ignore[union-attr]
+
+
+# --- Clocks and logs
+
+
+def test_env_steps_counts_the_executed_steps_and_timesteps_the_chunks() -> None:
+    # A wide goal ends many episodes in the middle of a chunk.
+    env = steered_points(n_envs=2, env_kwargs={"reach": 0.6})
+    model = tiny_model(env).learn(101)
+    assert model.num_timesteps == 102, "whole steps of two environments"
+    assert model.env_steps == sum(env.get_attr("total_steps"))
+    assert model.num_timesteps < model.env_steps < CHUNK * model.num_timesteps
+    executed = model.env_steps
+    model.learn(20, reset_num_timesteps=False)
+    assert model.env_steps == sum(env.get_attr("total_steps")) > executed
+    # SB3 starts its own counter anew; ours goes with it.
+    model.learn(2)
+    assert model.num_timesteps == 2
+    assert 2 <= model.env_steps <= CHUNK * 2
+
+
+def test_the_tensorboard_log_has_env_steps_and_the_losses(tmp_path: Path) -> None:
+    model = tiny_model(tensorboard_log=str(tmp_path)).learn(120, log_interval=1)
+    events = EventAccumulator(str(next(tmp_path.iterdir())))
+    events.Reload()
+    assert tmp_path.joinpath("SteeringSAC_1").is_dir()
+    points = events.Scalars("time/env_steps")
+    assert len(points) > 3
+    assert all(earlier.value < later.value for earlier, later in zip(points[:-1], points[1:], strict=True))
+    assert all(point.step < point.value <= CHUNK * point.step for point in points), "the axis counts chunks"
+    assert points[-1].value <= model.env_steps
+    names = ("critic_loss", "actor_loss", "ent_coef", "entropy", "q_mean", "q_target", "delta_rms", "learning_rate")
+    assert {f"train/{name}" for name in names} <= set(events.Tags()["scalars"])
+
+
+def test_the_progress_bar_runs(capfd: pytest.CaptureFixture[str]) -> None:
+    tiny_model().learn(30, progress_bar=True)
+    assert "30/30" in "".join(capfd.readouterr())
+
+
+def test_the_evaluation_of_sb3_runs_on_a_steered_environment(tmp_path: Path) -> None:
+    callback = EvalCallback(
+        steered_points(n_envs=1), n_eval_episodes=3, eval_freq=10, best_model_save_path=str(tmp_path), verbose=0,
+        log_path=str(tmp_path),
+    )  # fmt: skip
+    tiny_model().learn(40, callback)
+    assert (tmp_path / "best_model.zip").is_file()
+    results = np.load(tmp_path / "evaluations.npz")
+    assert results["results"].shape == (2, 3)
+    # Monitor is below the chunk: lengths are env steps.
+    assert results["ep_lengths"].max() > TIME_LIMIT // CHUNK
+
+
+# --- Saving and attaching
+
+
+def test_a_loaded_model_predicts_without_an_environment(tmp_path: Path) -> None:
+    model = tiny_model(policy_kwargs={"n_critics": 3, "layer_norm": True, "bounded_critic": False}).learn(60)
+    model.save(tmp_path / "model")
+    loaded = SteeringSAC.load(tmp_path / "model")
+    assert loaded.env is None
+    assert loaded.steering_spec == model.steering_spec
+    assert same(everything(model), everything(loaded))
+    batch: Any = model.replay_buffer.sample(16)  # type: ignore[union-attr]
+    observation = {key: value.numpy() for key, value in batch.observations.items()}
+    for deterministic in (True, False):
+        th.manual_seed(1)
+        expected = model.predict(observation, deterministic=deterministic)[0]
+        th.manual_seed(1)
+        np.testing.assert_array_equal(loaded.predict(observation, deterministic=deterministic)[0], expected)
+    # λ came along: the critic judges the same.
+    assert th.equal(loaded.critic(batch.observations, batch.actions), model.critic(batch.observations, batch.actions))
+
+
+def test_the_base_policy_is_not_in_the_saved_model(tmp_path: Path) -> None:
+    big = tiny_policy(unet_widths=(64, 128))
+    sizes = []
+    for policy in (tiny_policy(), big):
+        tiny_model(steered_points(policy)).save(tmp_path / "model")
+        sizes.append((tmp_path / "model.zip").stat().st_size)
+    assert sum(weight.numel() for weight in big.parameters()) * 4 > 3 * sizes[0]
+    assert abs(sizes[0] - sizes[1]) < 2000
+
+
+def test_the_replay_buffer_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = tiny_model().learn(60)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = tiny_model(steered_points())
+    other.load_replay_buffer(tmp_path / "buffer")
+    mine, theirs = model.replay_buffer, other.replay_buffer
+    assert isinstance(mine, DictReplayBuffer)
+    assert isinstance(theirs, DictReplayBuffer)
+    assert mine.pos == theirs.pos == 30
+    np.testing.assert_array_equal(mine.actions, theirs.actions)
+    for key in ("c", "z"):
+        np.testing.assert_array_equal(mine.next_observations[key], theirs.next_observations[key])
+    other.learn(20)
+    assert theirs.pos == 40
+    assert other._n_updates == 10
+
+
+DIFFERENT: dict[str, tuple[Callable[[], VecSteering], str]] = {
+    "scale": (lambda: steered_points(scale=0.4), r"scale \(λ\) 0.5, the environment has 0.4"),
+    "chunk": (lambda: steered_points(tiny_policy(chunk=4)), "chunk length 2, the environment has 4"),
+    "gamma": (lambda: steered_points(gamma=0.95), "gamma per env step 0.9, the environment has 0.95"),
+    "policy": (lambda: steered_points(tiny_policy(seed=1)), r"base policy \(fingerprint\) [0-9a-f]+, the env"),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_an_environment_that_differs_is_refused_by_name(tmp_path: Path, what: str) -> None:
+    make, message = DIFFERENT[what]
+    model = tiny_model()
+    model.save(tmp_path / "model")
+    before = model.get_env()
+    with pytest.raises(ValueError, match=message):
+        SteeringSAC.load(tmp_path / "model", env=make())
+    with pytest.raises(ValueError, match=message):
+        model.set_env(make())
+    assert model.get_env() is before
+    loaded = SteeringSAC.load(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        loaded.set_env(make())
+
+
+def test_an_equal_environment_is_accepted(tmp_path: Path) -> None:
+    model = tiny_model().learn(60)
+    model.save(tmp_path / "model")
+    model.set_env(steered_points())
+    model.learn(10, reset_num_timesteps=False)
+    loaded = SteeringSAC.load(tmp_path / "model", env=steered_points(n_envs=3))
+    loaded.learn(30)
+    single = LatentSteeringWrapper(gym.make(POINT), tiny_policy(), SCALE, GAMMA)
+    SteeringSAC.load(tmp_path / "model", env=single).learn(30)
+
+
+def test_a_gamma_of_its_own_is_refused() -> None:
+    assert tiny_model(gamma=GAMMA).gamma == GAMMA
+    with pytest.raises(ValueError, match=r"gamma=0.99 per env step, but the wrapper .* 0.9"):
+        tiny_model(gamma=0.99)
+
+
+@pytest.mark.parametrize("env_id", [POINT, POINT_DICT])
+def test_an_environment_that_is_not_steered_is_refused(env_id: str) -> None:
+    with pytest.raises(ValueError, match=r"is not steered: wrap it in LatentSteeringWrapper"):
+        tiny_model(gym.make(env_id))
+
+
+@pytest.mark.parametrize(
+    "ignored", [{"target_update_interval": 5}, {"use_sde": True}, {"n_steps": 3}, {"optimize_memory_usage": True}]
+)
+def test_arguments_of_sac_that_would_have_no_effect_are_refused(ignored: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(ignored))):
+        tiny_model(**ignored)
+
+
+def test_one_environment_trains_like_a_vector_of_one() -> None:
+    single = LatentSteeringWrapper(gym.make(POINT), tiny_policy(), SCALE, GAMMA)
+    first, second = (tiny_model(env, seed=4).learn(60) for env in (single, steered_points(n_envs=1)))
+    # Not bit for bit: a vector encodes the last and the new observation together, and a batch of 2 rounds otherwise.
+    for one, other in zip(everything(first), everything(second), strict=True):
+        th.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    observation: dict[str, NDArray[np.float32]] = single.reset(seed=0)[0]
+    assert first.predict(observation)[0].shape == (LATENT,)
