@@ -42,6 +42,7 @@ class TrainingConfig:
     :param validate_every: Steps between validations
     :param save_every: Steps between saves of the training state
     :param seed: Of initialisation, split, batches and noise
+    :raises ValueError: If a count is not a whole number of at least 1, or the learning rate is not positive
     """
 
     steps: int
@@ -53,6 +54,14 @@ class TrainingConfig:
     validate_every: int
     save_every: int
     seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every", "save_every"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"training.{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(self.learning_rate, (int, float)) or not self.learning_rate > 0:
+            raise ValueError(f"training.learning_rate must be positive, not {self.learning_rate!r}")
 
 
 class Trainer:

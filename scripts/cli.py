@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+
+import gymnasium as gym
 
 PROGRAMS = {
     "quickstart": "the whole way on one task, in minutes: collect, pretrain, train, evaluate, report",
@@ -15,13 +18,15 @@ PROGRAMS = {
     "report": "runs -> learning curves, table and steering diagnostics",
 }
 
+# What a user can mend. Anything else is a fault of ours and shows its traceback.
+MENDABLE = (ValueError, KeyError, OSError, ImportError, FloatingPointError, gym.error.Error)
+
 
 def usage() -> str:
     """Return the text of ``zprl --help``."""
     lines = [f"  {name:10} {text}" for name, text in PROGRAMS.items()]
-    return "\n".join(
-        ["usage: zprl PROGRAM [arguments]", "", "programs (each explains itself with --help):", *lines, ""]
-    )
+    head = ["usage: zprl PROGRAM [arguments]", "", "programs (each explains itself with --help):"]
+    return "\n".join([*head, *lines, "", "With ZPRL_TRACEBACK=1 in the environment, errors show where they come from."])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,13 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in PROGRAMS:
         print(f"zprl: no program {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    # Imported only now: collecting needs no torch, and `zprl --help` needs nothing.
-    program = importlib.import_module(f"zprl_sb3.scripts.{name}")
     try:
+        # Imported only now: collecting needs no torch, and `zprl --help` needs nothing.
+        program = importlib.import_module(f"zprl_sb3.scripts.{name}")
         return int(program.main(rest))
     except KeyboardInterrupt:
         return 130
-    except (ValueError, KeyError, OSError, ImportError, FloatingPointError) as error:
+    except MENDABLE as error:
+        if os.environ.get("ZPRL_TRACEBACK"):
+            raise
         print(f"zprl {name}: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1
 

@@ -6,12 +6,11 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
@@ -19,6 +18,8 @@ from zprl_sb3.files import write_json
 from zprl_sb3.pretrain.demonstrations import DemonstrationError, Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.recording import load_episode, read_collection, save_demonstrations
 from zprl_sb3.robot_envs.collection import check_settings, env_kwargs, record_episodes
+from zprl_sb3.scripts import cli
+from zprl_sb3.scripts.common import add_seed, add_settings, at_least, new_parser
 from zprl_sb3.settings import load_settings
 
 EXAMPLES = """examples:
@@ -135,58 +136,31 @@ def summary(demonstrations: Demonstrations) -> str:
     return "\n".join(lines)
 
 
-def _at_least(minimum: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {text}")
-        return int(text)
-
-    return whole_number
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zprl collect",
-        description="Collect demonstrations of mixed quality from scripted demonstrators (HDF5, robomimic's layout).",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser() -> argparse.ArgumentParser:
+    """Return the argument parser."""
+    parser = new_parser(
+        "collect",
+        "Collect demonstrations of mixed quality from scripted demonstrators (HDF5, robomimic's layout).",
+        EXAMPLES,
     )
     parser.add_argument("--env", required=True, help="environment id, e.g. zprl/Push-v0")
     parser.add_argument("--output", required=True, type=Path, help="the HDF5 file to write, e.g. runs/push/demos.hdf5")
-    parser.add_argument("--episodes", type=_at_least(1), default=100, help="how many to write (default: %(default)s)")
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="seed of everything (default: %(default)s)")
-    parser.add_argument("--jobs", type=_at_least(1), default=1, help="processes (default: %(default)s)")
-    parser.add_argument("--settings", default="collect.yml", help="a YAML file of your own (default: the package's)")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings to change, dots for nested keys",
-    )
+    parser.add_argument("--episodes", type=at_least(1), default=100, help="how many to write; default: %(default)s")
+    add_seed(parser)
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="processes; default: %(default)s")
+    add_settings(parser, "collect.yml")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``zprl collect``.
-
-    :param argv: Arguments without the program's name; None for those of the command line
-    :return: Exit code: 0 done, 1 refused or failed with a message, 130 interrupted
-    """
-    args = _parser().parse_args(argv)
-    try:
-        settings = load_settings(args.settings, args.env, args.set)
-        path = collect(args.env, args.episodes, args.seed, args.output, args.jobs, settings, args.overwrite)
-        print(summary(load_demonstrations(path)))
-    except KeyboardInterrupt:
-        return 130
-    except (gym.error.Error, ImportError, KeyError, OSError, ValueError) as error:
-        print(f"zprl collect: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
+    """Run ``zprl collect``."""
+    args = parser().parse_args(argv)
+    settings = load_settings(args.config, args.env, args.set)
+    path = collect(args.env, args.episodes, args.seed, args.output, args.jobs, settings, args.overwrite)
+    print(summary(load_demonstrations(path)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(["collect", *sys.argv[1:]]))

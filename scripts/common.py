@@ -1,22 +1,90 @@
-"""What several programs share: devices, and run folders that hold one run each."""
+"""What several programs share: arguments, devices, and run folders that hold one run each. Imports no torch itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch as th
 import yaml
 
 from zprl_sb3.files import atomic_path
 
+if TYPE_CHECKING:
+    import torch as th
+
+
+def new_parser(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
+    """Return an empty argument parser.
+
+    :param program: ``"train"`` for ``zprl train``
+    :param description: What it does
+    :param examples: Printed below the arguments as they are
+    """
+    return argparse.ArgumentParser(
+        f"zprl {program}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--config`` and ``--set``.
+
+    :param parser: To this parser
+    :param default: The file in ``hyperparams/``
+    """
+    parser.add_argument(
+        "--config", default=default, metavar="FILE", help="file in hyperparams/, or a path; default: %(default)s"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings to change, dots for nested keys",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, default: int = 0, text: str = "seed of everything") -> None:
+    """Add ``--seed``."""
+    parser.add_argument("--seed", type=at_least(0), default=default, help=f"{text}; default: %(default)s")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto; default: %(default)s")
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return an argument type: whole numbers from ``minimum`` on."""
+
+    def whole_number(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {text}")
+        return int(text)
+
+    return whole_number
+
 
 def device_of(name: str) -> th.device:
-    """Return the device of a name; ``auto`` is the GPU where there is one."""
+    """Return the device of a name; ``auto`` is the GPU where there is one.
+
+    :raises ValueError: If there is no such device
+    """
+    import torch as th
+
     if name == "auto":
         name = "cuda" if th.cuda.is_available() else "cpu"
-    return th.device(name)
+    try:
+        device = th.device(name)
+        th.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # how torch says that it was built without CUDA
+        raise ValueError(f"There is no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def refuse_other_run(file: Path, settings: dict[str, Any], ignore: Sequence[str] = ()) -> None:
@@ -39,8 +107,14 @@ def refuse_other_run(file: Path, settings: dict[str, Any], ignore: Sequence[str]
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML mapping."""
-    return dict(yaml.safe_load(file.read_text()))
+    """Read a YAML mapping.
+
+    :raises ValueError: If it is none
+    """
+    try:
+        return dict(yaml.safe_load(file.read_text()))
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is damaged: not a YAML table") from error
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

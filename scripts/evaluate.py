@@ -14,7 +14,8 @@ from zprl_sb3.evaluation import NoSteering, evaluate, parallel_envs
 from zprl_sb3.files import write_json
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
-from zprl_sb3.scripts.common import device_of, read_yaml
+from zprl_sb3.scripts import cli
+from zprl_sb3.scripts.common import add_device, add_seed, at_least, device_of, new_parser, read_yaml
 from zprl_sb3.wrappers import EmbeddingSteering, LatentSteering, Steering, make_vec_steering
 from zprl_sb3.wrappers.steering import NoiseKind
 
@@ -133,15 +134,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = argparse.ArgumentParser(
-        "zprl evaluate", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("evaluate", __doc__, EXAMPLES)
     parser.add_argument("what", help="run folder of `zprl train`, or checkpoint folder of a base policy")
-    parser.add_argument("--episodes", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=100_000, help="first episode seed; default: %(default)s")
+    parser.add_argument("--episodes", type=at_least(1), default=200, help="how many; default: %(default)s")
+    add_seed(parser, 100_000, "first episode seed")
     parser.add_argument("--noise", choices=("normal", "zero"), default="normal", help="flow noise of a steered model")
     parser.add_argument("--output", help="JSON file; default: evaluation.json in, or beside, the folder")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto; default: %(default)s")
+    add_device(parser)
     return parser
 
 
@@ -168,4 +167,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(["evaluate", *sys.argv[1:]]))

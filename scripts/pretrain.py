@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import hydra
 import torch as th
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.checkpoint import save_policy
@@ -18,6 +21,7 @@ from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
 from zprl_sb3.pretrain.windows import cut_windows, split_episodes
+from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, refuse_other_run
 from zprl_sb3.scripts.evaluate import base_policies, evaluate_base, table
 
@@ -35,7 +39,9 @@ def pretrain(config: dict[str, Any]) -> Path:
     demos = load_demonstrations(config["demos"])
     if config["mask"]:
         demos = demos.select(config["mask"])
-    refuse_other_run(output / "pretrain.yml", config | {"dataset_sha256": demos.sha256}, ignore=("output", "device"))
+    # The hash says which demonstrations these are, wherever they lie.
+    identity = config | {"dataset_sha256": demos.sha256}
+    refuse_other_run(output / "pretrain.yml", identity, ignore=("demos", "output", "device", "evaluation"))
     checkpoint = output / "policy"
     if checkpoint.is_dir():
         print(f"{checkpoint} is trained already; remove {output} to train it anew")
@@ -63,6 +69,9 @@ def _train(demos: Demonstrations, config: dict[str, Any], output: Path) -> FlowP
 
 
 def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
+    for key, episodes in demos.observations.items():
+        if episodes[0].ndim != 2:
+            raise ValueError(f"{demos.path}: observation {key!r} is not a vector but of shape {episodes[0].shape[1:]}")
     dims = {key: episodes[0].shape[1] for key, episodes in demos.observations.items()}
     latent_dim = model.pop("latent_dim")
     settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
@@ -108,9 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl pretrain``."""
     if argv is not None:
         sys.argv = ["zprl pretrain", *argv]  # Hydra reads its arguments there
-    _program()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints a traceback of its own and exits
+    try:
+        _program()
+    except (HydraException, OmegaConfBaseException) as error:
+        reasons = [str(each).splitlines()[0] for each in (error, error.__cause__) if each is not None]
+        raise ValueError(f"{': '.join(reasons)} (`zprl pretrain --help` shows all settings)") from error
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(["pretrain", *sys.argv[1:]]))

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from zprl_sb3.files import atomic_path, write_json
+from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.collect import collect
+from zprl_sb3.scripts.common import add_seed, add_settings, new_parser
 from zprl_sb3.scripts.evaluate import base_policies, evaluate_base, evaluate_run, table
 from zprl_sb3.scripts.pretrain import compose, pretrain
 from zprl_sb3.scripts.report import report
 from zprl_sb3.scripts.train import train
 from zprl_sb3.settings import load_settings
+
+EXAMPLES = """examples:
+  zprl quickstart
+  zprl quickstart --output runs/drawer --set env_id=zprl/DrawerOpen-v0 demos=50
+  zprl quickstart --output runs/trial --set 'train=[n_timesteps=20000, scale=0.3]' 'collect=[keep_failures=false]'
+
+Stages that are finished are not run again; an unfinished one goes on where it stopped."""
 
 NEXT = """
 What to type next (`zprl` is in .venv/bin):
@@ -27,27 +36,29 @@ What to type next (`zprl` is in .venv/bin):
 """
 
 
-def quickstart(output: str | Path, seed: int) -> dict[str, Any]:
+def quickstart(output: str | Path, seed: int, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run every stage that is not finished yet and return the evaluations by policy.
 
     Settings: the entries of ``quickstart.env_id`` in ``hyperparams/``; nothing is decided here.
 
     :param output: Folder for everything
     :param seed: Of demonstrations, base policy and steering
+    :param settings: As ``hyperparams/quickstart.yml`` has them, which is where None takes them from
     """
     root, start = Path(output), time.monotonic()
-    settings = load_settings("quickstart.yml", "default")
+    settings = settings or load_settings("quickstart.yml", "default")
     env_id, episodes, eval_seed = settings["env_id"], settings["eval_episodes"], settings["eval_seed"]
     _stage("1/5 demonstrations", start)
-    collection = load_settings("collect.yml", env_id)
+    collection = load_settings("collect.yml", env_id, settings["collect"])
     demos = collect(env_id, settings["demos"], seed, root / "demos.hdf5", settings["jobs"], collection)
     _stage("2/5 base policy", start)
-    overrides = [*settings["pretrain"], f"demos={demos}", f"output={root / 'base'}", f"seed={seed}"]
-    policy = pretrain(compose(overrides=overrides))
+    files = [f"demos='{demos}'", f"output='{root / 'base'}'", f"seed={seed}"]
+    policy = pretrain(compose(overrides=[*settings["pretrain"], *files]))
     _stage("3/5 base policy, four ways", start)
     results = {name: evaluate_base(policy, episodes, eval_seed, **kwargs) for name, kwargs in base_policies().items()}
     _stage("4/5 steering", start)
-    run = train(policy, root / f"zprl-{seed}", seed, load_settings("zprl.yml", env_id)).parent
+    steering = load_settings("zprl.yml", env_id, settings["train"])
+    run = train(policy, root / f"zprl-{seed}", seed, steering).parent
     _stage("5/5 evaluation", start)
     results["steered"] = evaluate_run(run, episodes, eval_seed)
     results["steered, zero noise"] = evaluate_run(run, episodes, eval_seed, noise="zero")
@@ -72,18 +83,19 @@ def _finish(root: Path, text: str, run: Path, picture: Path, policy: Path, seed:
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = argparse.ArgumentParser("zprl quickstart", description=__doc__)
+    parser = new_parser("quickstart", __doc__, EXAMPLES)
     parser.add_argument("--output", default="runs/quickstart", help="folder for everything; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of every stage; default: %(default)s")
+    add_seed(parser, text="of every stage")
+    add_settings(parser, "quickstart.yml")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl quickstart``."""
     args = parser().parse_args(argv)
-    quickstart(args.output, args.seed)
+    quickstart(args.output, args.seed, load_settings(args.config, "default", args.set))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(["quickstart", *sys.argv[1:]]))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from zprl_sb3.files import atomic_path
 from zprl_sb3.report import draw, markdown_table, read_run
+from zprl_sb3.scripts import cli
+from zprl_sb3.scripts.common import new_parser
 
 EXAMPLES = """examples:
   zprl report runs/push/zprl-0 runs/push/zprl-1 runs/push/zprl-2 --output runs/push/report
@@ -34,9 +36,7 @@ def report(runs: Sequence[str | Path], output: str | Path) -> tuple[Path, str]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = argparse.ArgumentParser(
-        "zprl report", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("report", __doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", help="run folders of `zprl train`")
     parser.add_argument("--output", required=True, help="folder for report.png and report.md")
     return parser
@@ -52,4 +52,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(["report", *sys.argv[1:]]))

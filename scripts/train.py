@@ -15,16 +15,20 @@ from stable_baselines3.common.logger import configure
 from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
 from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
+from zprl_sb3.files import atomic_path
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
-from zprl_sb3.scripts.common import device_of, refuse_other_run
+from zprl_sb3.scripts import cli
+from zprl_sb3.scripts.common import add_device, add_seed, add_settings, device_of, new_parser, refuse_other_run
 from zprl_sb3.settings import load_settings
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 
 EVAL_SEED = 50_000  # of the episodes of the learning curve; `zprl evaluate` uses others
+RESUMED = 10**9  # the seeds of a resumed run's episodes lie beyond all of these
+COUNTS = ("n_envs", "n_timesteps", "eval_freq", "eval_episodes", "save_freq")
 EXAMPLES = """examples:
   zprl train --policy runs/push/policy --output runs/push/zprl-0
-  zprl train --policy runs/push/policy --output runs/push/zprl-1 --seed 1 --set scale=0.3 --set algorithm.batch_size=512
+  zprl train --policy runs/push/policy --output runs/push/zprl-1 --seed 1 --set scale=0.3 algorithm.batch_size=512
 
 The run folder holds the settings, a copy of the policy, snapshots, evaluations.csv, TensorBoard and CSV logs, and at
 the end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C."""
@@ -44,6 +48,7 @@ def train(
     :raises ValueError: If a setting does not fit, or the folder holds another run
     """
     output = Path(output)
+    _check(settings)
     policy = load_policy(policy_path, settings["chunk"], device_of(device))
     if policy.env_id is None:
         raise ValueError(f"{policy_path} does not say which environment it is for")
@@ -54,13 +59,24 @@ def train(
         print(f"{model_path} is trained already; choose another --output to train anew")
         return model_path
     if not (output / "policy").is_dir():
-        shutil.copytree(policy_path, output / "policy")
+        with atomic_path(output / "policy") as temporary:
+            shutil.copytree(policy_path, temporary)
     model, callbacks = _prepare(policy, env_kwargs(policy_path, settings), output, seed, settings, device)
     print(f"Steering {policy.env_id} with λ = {settings['scale']} and seed {seed}; everything goes to {output}")
     _learn(model, callbacks, settings["n_timesteps"], output)
-    model.save(model_path)
+    with atomic_path(model_path) as temporary:
+        model.save(temporary)
     print(f"Wrote {model_path} and {output / 'evaluations.csv'}")
     return model_path
+
+
+def _check(settings: dict[str, Any]) -> None:
+    counts = {name: settings[name] for name in COUNTS}
+    if settings["chunk"] is not None:  # the checkpoint's own
+        counts["chunk"] = settings["chunk"]
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def env_kwargs(policy_path: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +95,7 @@ def _prepare(
     if snapshot.is_dir():
         model = load_snapshot(SteeringSAC, snapshot, env, device=device)
         assert isinstance(model, SteeringSAC)
-        env.seed(seed + model.num_timesteps)  # new episodes, not those from the beginning again
+        env.seed(RESUMED + seed + model.num_timesteps)  # new episodes, not those from the beginning again
         print(f"Going on from {model.env_steps} env steps, saved in {snapshot}")
     else:
         model = SteeringSAC("MultiInputPolicy", env, seed=seed, device=device, **_algorithm(settings))
@@ -109,10 +125,10 @@ def _algorithm(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _learn(model: SteeringSAC, callbacks: CallbackList, n_timesteps: int, output: Path) -> None:
-    remaining = n_timesteps - model.num_timesteps
+    # Where nothing remains, only the last evaluation may be missing.
+    remaining = max(0, n_timesteps - model.num_timesteps)
     try:
-        if remaining > 0:
-            model.learn(remaining, callbacks, reset_num_timesteps=False, progress_bar=True)
+        model.learn(remaining, callbacks, reset_num_timesteps=False, progress_bar=True)
     except BaseException as error:
         # Ctrl-C, a NaN from the simulator, a full disk: what was learned so far must not be lost.
         save_snapshot(model, output / "snapshot")
@@ -126,15 +142,12 @@ def _learn(model: SteeringSAC, callbacks: CallbackList, n_timesteps: int, output
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    parser = argparse.ArgumentParser(
-        "zprl train", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser("train", __doc__, EXAMPLES)
     parser.add_argument("--policy", required=True, help="checkpoint folder of the frozen policy")
     parser.add_argument("--output", required=True, help="folder of the run")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--config", default="zprl.yml", help="file in hyperparams/ or a path; default: %(default)s")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto; default: %(default)s")
+    add_seed(parser, text="of networks, environments, noise and replay")
+    add_settings(parser, "zprl.yml")
+    add_device(parser)
     return parser
 
 
@@ -147,4 +160,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.main(["train", *sys.argv[1:]]))

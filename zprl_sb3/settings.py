@@ -18,10 +18,11 @@ def load_settings(name: str, env_id: str, overrides: Sequence[str] = ()) -> dict
     :param overrides: ``"key=value"``, dots for nested keys, values in YAML (``"scale=0.3"``)
     :raises FileNotFoundError: If there is no such file
     :raises KeyError: If an environment's entry or an override names a setting that the default entry lacks
+    :raises ValueError: If the file is no such table, or a value is of another kind than the default
     """
     tables = _read(name)
     settings: dict[str, Any] = tables["default"]
-    _merge(settings, tables.get(env_id, {}), where=f"{name}, {env_id}")
+    _merge(settings, tables.get(env_id) or {}, where=f"{name}, {env_id}")
     for override in overrides:
         _merge(settings, parse_override(override), where=f"override {override!r}")
     return settings
@@ -46,15 +47,36 @@ def _read(name: str) -> dict[str, Any]:
     path = packaged if packaged.is_file() else Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"No settings file {name}: neither in the package's hyperparams/ nor at that path")
-    return dict(yaml.safe_load(path.read_text()))
+    try:
+        tables = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not YAML: {error}") from error
+    if not isinstance(tables, dict) or not isinstance(tables.get("default"), dict):
+        raise ValueError(f"{name} needs an entry 'default' with all settings (start from a copy of the package's file)")
+    return tables
 
 
 def _merge(settings: dict[str, Any], changes: dict[str, Any], where: str) -> None:
     for key, value in changes.items():
         if key not in settings:
             raise KeyError(f"{where}: unknown setting {key!r}; known are {', '.join(sorted(settings))}")
+        default = settings[key]
+        if isinstance(default, dict) and not isinstance(value, dict):
+            raise ValueError(f"{where}: {key!r} is a table of settings, not {value!r}")
         # An empty table in the default entry is open: arguments of gymnasium.make, for example.
-        if settings[key] and isinstance(settings[key], dict) and isinstance(value, dict):
-            _merge(settings[key], value, f"{where}, {key}")
+        if isinstance(default, dict) and default:
+            _merge(default, value, f"{where}, {key}")
         else:
-            settings[key] = value
+            settings[key] = _like(default, value, f"{where}: {key!r}")
+
+
+def _like(default: Any, value: Any, where: str) -> Any:
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{where} is true or false, not {value!r}")
+    if isinstance(default, (int, float)) and isinstance(value, str):
+        try:
+            number = float(value)  # YAML takes 1e-4, without a dot, for text
+        except ValueError:
+            raise ValueError(f"{where} is a number, not {value!r}") from None
+        return int(number) if isinstance(default, int) and number.is_integer() else number
+    return value

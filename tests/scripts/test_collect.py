@@ -12,11 +12,16 @@ import zprl_sb3
 from zprl_sb3.pretrain.demonstrations import DemonstrationError, load_demonstrations
 from zprl_sb3.robot_envs import collection
 from zprl_sb3.robot_envs.metaworld import UnstableSimulationError
-from zprl_sb3.scripts.collect import collect, main, summary
+from zprl_sb3.scripts import cli
+from zprl_sb3.scripts.collect import collect, summary
 from zprl_sb3.settings import load_settings
 
 ENV = "zprl/Push-v0"
 SHORT = "max_episode_steps=40"
+
+
+def main(arguments):
+    return cli.main(["collect", *arguments])
 
 
 def command(output, *extra, episodes=4):
