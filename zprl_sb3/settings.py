@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,23 +22,28 @@ def load_settings(name: str, env_id: str, overrides: Sequence[str] = ()) -> dict
     :raises ValueError: If the file is no such table, or a value is of another kind than the default
     """
     tables = _read(name)
-    settings: dict[str, Any] = tables["default"]
-    _merge(settings, tables.get(env_id) or {}, where=f"{name}, {env_id}")
+    default: dict[str, Any] = tables["default"]
+    settings = copy.deepcopy(default)
+    _merge(settings, tables.get(env_id) or {}, default, where=f"{name}, {env_id}")
     for override in overrides:
-        _merge(settings, parse_override(override), where=f"override {override!r}")
+        _merge(settings, parse_override(override), default, where=f"override {override!r}")
     return settings
 
 
 def parse_override(text: str) -> dict[str, Any]:
     """Turn ``"a.b=1"`` into ``{"a": {"b": 1}}``.
 
-    :raises ValueError: If there is no equals sign or no key
+    :raises ValueError: If there is no equals sign, no key, or the value is not YAML
     """
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    parts = key.split(".")
+    if not equals or not all(parts):
         raise ValueError(f"An override reads key=value (for example scale=0.3), not {text!r}")
-    result: Any = yaml.safe_load(value)
-    for part in reversed(key.split(".")):
+    try:
+        result: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The value of the override {text!r} (key=value) is not YAML: {error}") from error
+    for part in reversed(parts):
         result = {part: result}
     return dict(result)
 
@@ -56,18 +62,19 @@ def _read(name: str) -> dict[str, Any]:
     return tables
 
 
-def _merge(settings: dict[str, Any], changes: dict[str, Any], where: str) -> None:
+def _merge(settings: dict[str, Any], changes: dict[str, Any], default: dict[str, Any], where: str) -> None:
     for key, value in changes.items():
-        if key not in settings:
-            raise KeyError(f"{where}: unknown setting {key!r}; known are {', '.join(sorted(settings))}")
-        default = settings[key]
-        if isinstance(default, dict) and not isinstance(value, dict):
+        if key not in default:
+            raise KeyError(f"{where}: unknown setting {key!r}; known are {', '.join(sorted(default))}")
+        if not isinstance(default[key], dict):
+            settings[key] = _like(default[key], value, f"{where}: {key!r}")
+        elif not isinstance(value, dict):
             raise ValueError(f"{where}: {key!r} is a table of settings, not {value!r}")
-        # An empty table in the default entry is open: arguments of gymnasium.make, for example.
-        if isinstance(default, dict) and default:
-            _merge(default, value, f"{where}, {key}")
+        elif default[key]:
+            _merge(settings[key], value, default[key], f"{where}, {key}")
         else:
-            settings[key] = _like(default, value, f"{where}: {key!r}")
+            # An empty table in the default entry is open: arguments of gymnasium.make, for example.
+            settings[key] = {**settings[key], **value}
 
 
 def _like(default: Any, value: Any, where: str) -> Any:
