@@ -58,7 +58,7 @@ class SteeringEvalCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        if self.rows[-1]["chunks"] < self.model.num_timesteps:
+        if not self.rows or self.rows[-1]["chunks"] < self.model.num_timesteps:
             self._evaluate()
 
     def _evaluate(self) -> None:

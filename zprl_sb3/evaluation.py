@@ -64,11 +64,18 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
     :param env: Steered environments made with ``seeded_episodes=True``
     :param seed: First seed; with n environments and N episodes, a multiple of n, the seeds are seed ... seed + N - 1
     :param episodes: N
+    :raises ValueError: If N is not a multiple of n, or the environments do not name their episodes' seeds
     """
+    if episodes % env.num_envs:
+        raise ValueError(
+            f"{episodes} episodes cannot be divided evenly among {env.num_envs} environments; the seeds would have gaps"
+        )
     result = Evaluation()
 
     def note(local: dict[str, Any], _: dict[str, Any]) -> None:
         info = local["info"]
+        if "episode_seed" not in info:
+            raise ValueError("These environments are not for evaluation: make them with seeded_episodes=True")
         if local["done"]:
             result.seeds.append(info["episode_seed"])
             result.successes.append(bool(info["is_success"]))
