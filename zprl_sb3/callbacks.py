@@ -146,7 +146,8 @@ def save_snapshot(model: BaseAlgorithm, folder: str | Path) -> None:
             model.save_replay_buffer(temporary / BUFFER)
         name, keys, position, has_gauss, gauss = np.random.get_state()
         numpy_state = [name, th.as_tensor(np.asarray(keys, np.int64)), position, has_gauss, gauss]
-        th.save({"torch": th.get_rng_state(), "numpy": numpy_state, "python": random.getstate()}, temporary / RNG)
+        with open(temporary / RNG, "wb") as file:
+            th.save({"torch": th.get_rng_state(), "numpy": numpy_state, "python": random.getstate()}, file)
 
 
 def load_snapshot(cls: type[BaseAlgorithm], folder: str | Path, env: Any, **kwargs: Any) -> BaseAlgorithm:
