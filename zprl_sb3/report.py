@@ -51,15 +51,29 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """Read a run folder.
 
-    :raises ReportError: If it is not a run folder or has no evaluation yet
+    :raises ReportError: If it is not a run folder, has no evaluation yet, or is damaged
     """
     folder = Path(folder)
     for name in ("run.yml", "evaluations.csv"):
         if not (folder / name).is_file():
             raise ReportError(f"{folder} has no {name}: it is not a run of `zprl train`, or has not evaluated yet")
-    run = yaml.safe_load((folder / "run.yml").read_text())
-    curve = pd.read_csv(folder / "evaluations.csv")
-    return Run(folder, run["env_id"], run["seed"], run["settings"]["scale"], curve)
+    file = folder / "run.yml"
+    try:
+        run = yaml.safe_load(file.read_text())
+        env_id, seed, scale = run["env_id"], run["seed"], run["settings"]["scale"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ReportError(f"{file} is damaged or not of `zprl train`: {error!r}") from error
+    return Run(folder, env_id, seed, scale, _read_curve(folder / "evaluations.csv"))
+
+
+def _read_curve(file: Path) -> pd.DataFrame:
+    try:
+        curve = pd.read_csv(file)
+    except ValueError as error:
+        raise ReportError(f"{file} is damaged: {error}") from error
+    if curve.empty or not {"env_steps", "success_rate"} <= set(curve):
+        raise ReportError(f"{file} holds no evaluations")
+    return curve
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
