@@ -88,22 +88,27 @@ def device_of(name: str) -> th.device:
 
 
 def refuse_other_run(file: Path, settings: dict[str, Any], ignore: Sequence[str] = ()) -> None:
-    """Write the settings of a run, or check that the run already there has the same.
+    """Check that the run that may be in a folder has the same settings.
 
-    :param file: The YAML file in the run's folder
+    :param file: The YAML file in the run's folder that :func:`record_run` writes
     :param settings: All that determines the run
     :param ignore: Keys that may differ
     :raises ValueError: If another run is there, naming the settings that differ
     """
     if not file.is_file():
-        with atomic_path(file) as temporary:
-            temporary.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         return
     there, here = (_flat({k: v for k, v in x.items() if k not in ignore}) for x in (read_yaml(file), settings))
     different = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
     if different:
         changes = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different)
         raise ValueError(f"{file.parent} holds a run with other settings: {changes}. Choose another output folder")
+
+
+def record_run(file: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a run into its folder, once they have proved to work: a typing error must not claim it."""
+    if not file.is_file():
+        with atomic_path(file) as temporary:
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
 from zprl_sb3.pretrain.windows import cut_windows, split_episodes
 from zprl_sb3.scripts import cli
-from zprl_sb3.scripts.common import device_of, refuse_other_run
+from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
 from zprl_sb3.scripts.evaluate import base_policies, evaluate_base, table
 
 CONFIG_MODULE = "zprl_sb3.hyperparams.pretrain"
@@ -40,14 +40,16 @@ def pretrain(config: dict[str, Any]) -> Path:
     if config["mask"]:
         demos = demos.select(config["mask"])
     # The hash says which demonstrations these are, wherever they lie.
-    identity = config | {"dataset_sha256": demos.sha256}
-    refuse_other_run(output / "pretrain.yml", identity, ignore=("demos", "output", "device", "evaluation"))
+    run = config | {"dataset_sha256": demos.sha256}
+    refuse_other_run(output / "pretrain.yml", run, ignore=("demos", "output", "device", "evaluation"))
     checkpoint = output / "policy"
     if checkpoint.is_dir():
         print(f"{checkpoint} is trained already; remove {output} to train it anew")
         return checkpoint
+    trainer = _prepare(demos, config, output)
+    record_run(output / "pretrain.yml", run)
     print(f"Pretraining on {len(demos)} demonstrations of {demos.env_id}; checkpoint and TensorBoard go to {output}")
-    policy = _train(demos, config, output)
+    policy = trainer.run()
     policy.env_id = demos.env_id
     save_policy(
         policy, checkpoint, dataset_sha256=demos.sha256, env_kwargs=demos.env_kwargs, training=config["training"]
@@ -56,7 +58,7 @@ def pretrain(config: dict[str, Any]) -> Path:
     return checkpoint
 
 
-def _train(demos: Demonstrations, config: dict[str, Any], output: Path) -> FlowPolicy:
+def _prepare(demos: Demonstrations, config: dict[str, Any], output: Path) -> Trainer:
     device = device_of(config["device"])
     th.manual_seed(config["seed"])
     policy = _build(demos, dict(config["model"])).to(device)
@@ -65,7 +67,7 @@ def _train(demos: Demonstrations, config: dict[str, Any], output: Path) -> FlowP
         cut_windows(demos, episodes, policy.obs_steps, policy.horizon, device) for episodes in (training, validation)
     )
     settings = TrainingConfig(**config["training"], seed=config["seed"])
-    return Trainer(policy, train, held_out, settings, output).run()
+    return Trainer(policy, train, held_out, settings, output)
 
 
 def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:

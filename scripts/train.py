@@ -19,7 +19,15 @@ from zprl_sb3.files import atomic_path
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import cli
-from zprl_sb3.scripts.common import add_device, add_seed, add_settings, device_of, new_parser, refuse_other_run
+from zprl_sb3.scripts.common import (
+    add_device,
+    add_seed,
+    add_settings,
+    device_of,
+    new_parser,
+    record_run,
+    refuse_other_run,
+)
 from zprl_sb3.settings import load_settings
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 
@@ -47,25 +55,28 @@ def train(
     :raises CheckpointError: If the policy cannot be read
     :raises ValueError: If a setting does not fit, or the folder holds another run
     """
-    output = Path(output)
+    output, model_path = Path(output), Path(output) / "model.zip"
     _check(settings)
     policy = load_policy(policy_path, settings["chunk"], device_of(device))
     if policy.env_id is None:
         raise ValueError(f"{policy_path} does not say which environment it is for")
     run = {"env_id": policy.env_id, "seed": seed, "policy": policy.fingerprint(), "settings": settings}
     refuse_other_run(output / "run.yml", run)
-    model_path = output / "model.zip"
     if model_path.is_file():
         print(f"{model_path} is trained already; choose another --output to train anew")
         return model_path
+    envs = _make_envs(policy, env_kwargs(policy_path, settings), settings)
+    model, callbacks = _prepare(*envs, output, seed, settings, device)
+    record_run(output / "run.yml", run)
     if not (output / "policy").is_dir():
         with atomic_path(output / "policy") as temporary:
             shutil.copytree(policy_path, temporary)
-    model, callbacks = _prepare(policy, env_kwargs(policy_path, settings), output, seed, settings, device)
     print(f"Steering {policy.env_id} with λ = {settings['scale']} and seed {seed}; everything goes to {output}")
     _learn(model, callbacks, settings["n_timesteps"], output)
     with atomic_path(model_path) as temporary:
         model.save(temporary)
+    for env in envs:
+        env.close()
     print(f"Wrote {model_path} and {output / 'evaluations.csv'}")
     return model_path
 
@@ -85,12 +96,23 @@ def env_kwargs(policy_path: str | Path, settings: dict[str, Any]) -> dict[str, A
     return {**recorded, **settings["env_kwargs"]}
 
 
+def _make_envs(policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, Any]) -> tuple[VecSteering, VecSteering]:
+    """Return the environments to train and to evaluate in."""
+    assert policy.env_id is not None
+    training, evaluation = (
+        LatentSteering(policy, settings["scale"], sample) for sample in (settings["sample_latent"], False)
+    )
+    n_envs, gamma, subprocess = settings["n_envs"], settings["gamma"], settings["subprocess"]
+    n_eval = parallel_envs(settings["eval_episodes"])
+    return (
+        make_vec_steering(policy.env_id, training, n_envs, gamma, kwargs, subprocess),
+        make_vec_steering(policy.env_id, evaluation, n_eval, gamma, kwargs, subprocess, seeded_episodes=True),
+    )
+
+
 def _prepare(
-    policy: FlowPolicy, kwargs: dict[str, Any], output: Path, seed: int, settings: dict[str, Any], device: str
+    env: VecSteering, eval_env: VecSteering, output: Path, seed: int, settings: dict[str, Any], device: str
 ) -> tuple[SteeringSAC, CallbackList]:
-    env = _make_env(policy, kwargs, settings, settings["n_envs"])
-    episodes = settings["eval_episodes"]
-    eval_env = _make_env(policy, kwargs, settings, parallel_envs(episodes), evaluation=True)
     snapshot = output / "snapshot"
     if snapshot.is_dir():
         model = load_snapshot(SteeringSAC, snapshot, env, device=device)
@@ -102,19 +124,9 @@ def _prepare(
     # A resumed run gets log files of its own: SB3 opens them for writing anew.
     model.set_logger(configure(str(output / "logs" / f"from_{model.num_timesteps}"), ["csv", "tensorboard"]))
     evaluations = SteeringEvalCallback(
-        eval_env, output / "evaluations.csv", settings["eval_freq"], episodes, seed=EVAL_SEED
+        eval_env, output / "evaluations.csv", settings["eval_freq"], settings["eval_episodes"], seed=EVAL_SEED
     )
     return model, CallbackList([evaluations, SnapshotCallback(snapshot, settings["save_freq"])])
-
-
-def _make_env(
-    policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, Any], n_envs: int, evaluation: bool = False
-) -> VecSteering:
-    assert policy.env_id is not None
-    steering = LatentSteering(policy, settings["scale"], settings["sample_latent"] and not evaluation)
-    return make_vec_steering(
-        policy.env_id, steering, n_envs, settings["gamma"], kwargs, settings["subprocess"], seeded_episodes=evaluation
-    )
 
 
 def _algorithm(settings: dict[str, Any]) -> dict[str, Any]:

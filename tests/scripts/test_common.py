@@ -1,0 +1,65 @@
+"""What the programs share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch as th
+
+from zprl_sb3.scripts.common import at_least, device_of, read_yaml, record_run, refuse_other_run
+
+RUN = {"seed": 1, "settings": {"scale": 0.5, "algorithm": {"tau": 0.1}}, "device": "cpu"}
+
+
+def test_auto_is_the_gpu_where_there_is_one() -> None:
+    assert device_of("auto").type == ("cuda" if th.cuda.is_available() else "cpu")
+    assert device_of("cpu") == th.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["warp", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"There is no device '{name}' here") as caught:
+        device_of(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_run_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "run.yml"
+    refuse_other_run(file, RUN)
+    assert not file.exists()  # only a run that works claims its folder
+    record_run(file, RUN)
+    refuse_other_run(file, RUN)
+    assert read_yaml(file) == RUN
+
+
+def test_what_differs_from_the_run_in_the_folder_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "run.yml"
+    record_run(file, RUN)
+    other = {"seed": 2, "settings": {"scale": 0.5, "algorithm": {"tau": 0.2}, "extra": True}, "device": "cuda"}
+    with pytest.raises(ValueError, match="other settings") as caught:
+        refuse_other_run(file, other, ignore=["device"])
+    message = str(caught.value)
+    assert "seed (1 there, 2 now)" in message
+    assert "settings.algorithm.tau (0.1 there, 0.2 now)" in message
+    assert "settings.extra (None there, True now)" in message
+    assert "scale" not in message
+    assert "device" not in message
+    record_run(file, other)
+    assert read_yaml(file) == RUN
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "3"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.yml").write_text(content)
+    with pytest.raises(ValueError, match=r"run.yml is damaged"):
+        refuse_other_run(tmp_path / "run.yml", RUN)
+
+
+def test_whole_numbers_from_a_minimum_on() -> None:
+    assert at_least(1)("3") == 3
+    with pytest.raises(argparse.ArgumentTypeError, match="must be at least 1, not 0"):
+        at_least(1)("0")
+    with pytest.raises(ValueError, match="invalid literal"):
+        at_least(1)("many")
