@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import shutil
 import sys
 from collections.abc import Sequence
@@ -130,7 +131,7 @@ def _prepare(
 
 
 def _algorithm(settings: dict[str, Any]) -> dict[str, Any]:
-    algorithm = dict(settings["algorithm"])
+    algorithm: dict[str, Any] = copy.deepcopy(settings["algorithm"])  # SB3 adds to policy_kwargs
     # A larger buffer would never be filled, and every snapshot would write it.
     algorithm["buffer_size"] = min(algorithm["buffer_size"], settings["n_timesteps"] + settings["n_envs"])
     return algorithm

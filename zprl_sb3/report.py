@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from zprl_sb3.files import atomic_path
 
@@ -152,6 +153,7 @@ def _decorate(axes: dict[str, Axes]) -> None:
     axes["rms_ratio"].set_title("grey: the range the paper advises to start from", fontsize=9)
     for axis in list(axes.values())[2:]:
         axis.set_xlabel("env steps")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def markdown_table(runs: Sequence[Run]) -> str:

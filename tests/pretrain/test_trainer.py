@@ -18,6 +18,7 @@ import torch as th
 from safetensors.torch import load_file
 from torch import nn
 
+from programs import pretrain_command
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
 from zprl_sb3.pretrain.demonstrations import load_demonstrations
@@ -250,27 +251,10 @@ def test_the_bottleneck_leaves_the_policy_alone(tmp_path: Path) -> None:
     assert not th.equal(bottlenecks[0].mean.weight, bottlenecks[1].mean.weight)
 
 
-def overrides(demos: Path, output: Path, *changes: str) -> list[str]:
-    return [
-        "model=state",
-        "training=short",
-        "model.unet_widths=[8,16]",
-        "model.encoder_sizes=[16]",
-        "training.steps=60",
-        "training.batch_size=8",
-        "training.save_every=20",
-        "evaluation.episodes=0",
-        f"demos={demos}",
-        f"output={output}",
-        "device=cpu",
-        *changes,
-    ]
-
-
 def test_a_killed_process_costs_nothing_but_time(push_demos: Path, tmp_path: Path) -> None:
     killed, expected = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
-        [sys.executable, "-m", "zprl_sb3.scripts.cli", "pretrain", *overrides(push_demos, killed)],
+        [sys.executable, "-m", "zprl_sb3.scripts.cli", *pretrain_command(push_demos, killed)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -286,7 +270,7 @@ def test_a_killed_process_costs_nothing_but_time(push_demos: Path, tmp_path: Pat
     assert not (killed / "policy").exists()
     assert 20 <= th.load(killed / STATE, weights_only=True)["step"] < 60
     for output in (killed, expected):
-        pretrain(compose(overrides=overrides(push_demos, output)))
+        pretrain(compose(overrides=pretrain_command(push_demos, output)[1:]))
     mine, theirs = (load_file(output / "policy" / "weights.safetensors") for output in (killed, expected))
     for name, tensor in theirs.items():
         assert th.equal(mine[name], tensor), name

@@ -12,25 +12,12 @@ import pytest
 
 import helpers
 from helpers import POINT, tiny_policy
+from programs import train_command
 from zprl_sb3.checkpoint import save_policy
 from zprl_sb3.scripts import cli
 
 Program = Callable[..., tuple[int, str, str]]
 Start = Callable[..., subprocess.Popen[str]]
-
-# A run of 60 chunks that evaluates at 0, 20, 40 and 60, and saves at 20, 40 and 60.
-TINY = [
-    "n_timesteps=60",
-    "n_envs=2",
-    "eval_freq=20",
-    "eval_episodes=2",
-    "save_freq=20",
-    "gamma=0.9",
-    "algorithm.learning_starts=8",
-    "algorithm.batch_size=8",
-    "algorithm.policy_kwargs.net_arch=[8]",
-    "algorithm.policy_kwargs.n_critics=2",
-]
 
 
 @pytest.fixture
@@ -68,8 +55,9 @@ def start() -> Iterator[Start]:
 
     yield run
     for process in processes:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")
@@ -78,14 +66,9 @@ def toy_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_policy(tiny_policy(env_id=POINT), tmp_path_factory.mktemp("toy") / "policy", env_kwargs={"reach": 0.3})
 
 
-def train_toy(policy: Path, output: Path, *changes: str, seed: int = 0) -> list[str]:
-    """Return the command of a tiny run."""
-    return ["train", "--policy", str(policy), "--output", str(output), "--seed", str(seed), "--set", *TINY, *changes]
-
-
 @pytest.fixture(scope="session")
 def toy_run(toy_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished tiny run; look at it only."""
     output = tmp_path_factory.mktemp("toy_run") / "zprl-0"
-    assert cli.main(train_toy(toy_policy, output)) == 0
+    assert cli.main(train_command(toy_policy, output)) == 0
     return output
