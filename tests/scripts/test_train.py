@@ -1,0 +1,336 @@
+"""``zprl train``: what a run leaves, and that nothing is lost when it ends early."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch as th
+
+from helpers import TIME_LIMIT, PointReach, tiny_policy
+from programs import train_command
+from zprl_sb3.callbacks import read_rows
+from zprl_sb3.checkpoint import CONFIG, WEIGHTS, load_policy, save_policy
+from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.scripts import train as program
+from zprl_sb3.scripts.common import read_yaml
+
+pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
+
+
+def chunks(output: Path) -> list[float]:
+    return [row["chunks"] for row in read_rows(output / "evaluations.csv")]
+
+
+def assert_complete(output: Path, n_timesteps: int = 60) -> None:
+    """Check that a run ended as one that nobody interrupted."""
+    assert chunks(output) == list(range(0, n_timesteps + 1, 20))
+    env_steps = [row["env_steps"] for row in read_rows(output / "evaluations.csv")]
+    assert env_steps == sorted(env_steps)
+    model = SteeringSAC.load(output / "model.zip")
+    assert model.num_timesteps == n_timesteps
+    assert model.env_steps == env_steps[-1] > n_timesteps
+
+
+def test_a_run_folder_holds_all_that_is_needed(toy_run: Path, toy_policy: Path) -> None:
+    assert_complete(toy_run)
+    run = read_yaml(toy_run / "run.yml")
+    assert run["seed"] == 0
+    assert run["settings"]["gamma"] == 0.9
+    assert load_policy(toy_run / "policy").fingerprint() == run["policy"] == load_policy(toy_policy).fingerprint()
+    assert {path.name for path in (toy_run / "snapshot").iterdir()} == {"model.zip", "replay_buffer.pkl", "rng.pt"}
+    assert (toy_run / "logs" / "from_0" / "progress.csv").stat().st_size > 0
+    assert list((toy_run / "logs" / "from_0").glob("events.out.tfevents.*"))
+    assert not list(toy_run.rglob(".*"))  # nothing half-written
+
+
+def test_the_environment_has_the_arguments_of_the_demonstrations_then_those_of_the_settings(toy_policy: Path) -> None:
+    assert program.env_kwargs(toy_policy, {"env_kwargs": {}}) == {"reach": 0.3}
+    assert program.env_kwargs(toy_policy, {"env_kwargs": {"by_key": True, "reach": 1}}) == {"by_key": True, "reach": 1}
+
+
+def test_the_same_seed_gives_the_same_run(toy_run: Path, toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    zprl(*train_command(toy_policy, tmp_path / "again"))
+    assert read_rows(tmp_path / "again" / "evaluations.csv") == read_rows(toy_run / "evaluations.csv")
+    states = [SteeringSAC.load(folder / "model.zip").policy.state_dict() for folder in (tmp_path / "again", toy_run)]
+    assert all(th.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+def test_a_finished_run_says_so(toy_run: Path, toy_policy: Path, zprl: Any) -> None:
+    before = (toy_run / "model.zip").read_bytes()
+    code, out, err = zprl(*train_command(toy_policy, toy_run))
+    assert (code, err) == (0, "")
+    assert "is trained already; choose another --output" in out
+    assert (toy_run / "model.zip").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "seed", "named"),
+    [
+        (["scale=0.3"], 0, "settings.scale (0.5 there, 0.3 now)"),
+        (["algorithm.tau=0.1"], 0, "settings.algorithm.tau (0.005 there, 0.1 now)"),
+        ([], 4, "seed (0 there, 4 now)"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(
+    toy_run: Path, toy_policy: Path, zprl: Any, changes: list[str], seed: int, named: str
+) -> None:
+    code, _, err = zprl(*train_command(toy_policy, toy_run, *changes, seed=seed))
+    assert code == 1
+    assert named in err
+    assert err.count("\n") == 1
+
+
+def test_another_policy_in_the_same_folder_is_refused(toy_run: Path, tmp_path: Path, zprl: Any) -> None:
+    other = save_policy(tiny_policy(seed=1, env_id=load_policy(toy_run / "policy").env_id), tmp_path / "other")
+    code, _, err = zprl(*train_command(other, toy_run))
+    assert code == 1
+    assert "other settings: policy (" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("scale=0", "scale (λ) must be a positive number, not 0"),
+        ("scale=-0.5", "scale (λ) must be a positive number, not -0.5"),
+        ("scale=.nan", "scale (λ) must be a positive number, not nan"),
+        ("scale=much", "'scale' is a number, not 'much'"),
+        ("gamma=1.5", "gamma is a discount per env step"),
+        ("chunk=9", "the policy predicts 4 (choose 1 to 4)"),
+        ("chunk=0", "chunk must be a whole number of at least 1, not 0"),
+        ("n_envs=0", "n_envs must be a whole number of at least 1, not 0"),
+        ("eval_episodes=2.5", "eval_episodes must be a whole number of at least 1, not 2.5"),
+        ("algorithm=fast", "'algorithm' is a table of settings, not 'fast'"),
+        ("sample_latent=often", "'sample_latent' is true or false, not 'often'"),
+        ("lambda=0.5", "unknown setting 'lambda'"),
+        ("algorithm.speed=3", "unknown setting 'speed'"),
+        ("scale", "key=value"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_claims_no_folder(
+    toy_policy: Path, tmp_path: Path, zprl: Any, change: str, message: str
+) -> None:
+    code, _, err = zprl(*train_command(toy_policy, tmp_path / "run", change))
+    assert code == 1
+    assert message in err
+    assert err.startswith("zprl train: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_may_be_written_with_an_exponent(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    changes = ["algorithm.learning_rate=1e-4", "n_timesteps=2e1", "scale=5e-1"]
+    assert zprl(*train_command(toy_policy, tmp_path / "run", *changes))[0] == 0
+    settings = read_yaml(tmp_path / "run" / "run.yml")["settings"]
+    assert (settings["algorithm"]["learning_rate"], settings["n_timesteps"], settings["scale"]) == (1e-4, 20, 0.5)
+    assert chunks(tmp_path / "run") == [0, 20]
+
+
+def test_a_missing_or_damaged_policy_is_one_line(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    def refused(policy: Path, words: str) -> None:
+        code, _, err = zprl(*train_command(policy, tmp_path / "run"))
+        assert code == 1
+        assert words in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+    refused(tmp_path / "nowhere", f"No policy checkpoint at {tmp_path / 'nowhere'}")
+    for damage, words in (
+        (
+            lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8]),
+            "is truncated or changed",
+        ),
+        (lambda folder: (folder / WEIGHTS).unlink(), "is missing"),
+        (lambda folder: (folder / CONFIG).write_text("{"), "is damaged"),
+    ):
+        folder = tmp_path / "damaged"
+        shutil.copytree(toy_policy, folder)
+        damage(folder)
+        refused(folder, words)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"), [("test/Nowhere-v0", "test/Nowhere"), (None, "does not say which environment it is for")]
+)
+def test_a_policy_of_an_environment_that_is_not_there_is_refused(
+    tmp_path: Path, zprl: Any, env_id: str | None, words: str
+) -> None:
+    code, _, err = zprl(*train_command(save_policy(tiny_policy(env_id=env_id), tmp_path / "policy"), tmp_path / "run"))
+    assert code == 1
+    assert words.rpartition("/")[2] in err
+
+
+class TurnsSick(PointReach):
+    """Returns NaN after 150 steps of all environments, until it is healed."""
+
+    steps, healthy = 0, False
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        TurnsSick.steps += 1
+        if TurnsSick.steps > 150 and not TurnsSick.healthy:
+            obs[1] = float("nan")
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.fixture
+def sick_policy(tmp_path: Path) -> Path:
+    """The policy of an environment that falls ill on the way."""
+    TurnsSick.steps, TurnsSick.healthy = 0, False
+    if "test/TurnsSick-v0" not in gym.registry:
+        gym.register("test/TurnsSick-v0", TurnsSick, max_episode_steps=TIME_LIMIT)
+    return save_policy(tiny_policy(env_id="test/TurnsSick-v0"), tmp_path / "policy")
+
+
+@pytest.mark.filterwarnings("ignore:.*The obs returned")
+def test_a_nan_from_the_simulator_costs_nothing_learned(sick_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    output = tmp_path / "run"
+    code, _, err = zprl(*train_command(sick_policy, output, "save_freq=1000"))
+    assert code == 1
+    assert "Traceback" not in err
+    assert "by SimulationError; all is saved in" in err
+    last = err.splitlines()[-1]
+    assert last.startswith("zprl train: ")
+    assert "TurnsSick" in last
+    assert "returned a observation that is not finite" in last
+    saved = SteeringSAC.load(output / "snapshot" / "model.zip").env_steps
+    assert saved > 0
+    TurnsSick.healthy = True
+    code, out, _ = zprl(*train_command(sick_policy, output, "save_freq=1000"))
+    assert code == 0
+    assert f"Going on from {saved} env steps" in out
+    assert_complete(output)
+
+
+def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_afterwards(
+    toy_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, replace = tmp_path / "run", os.replace
+    full = False
+
+    def replace_unless_full(source: Any, target: Any) -> None:
+        if full and Path(target).name == "evaluations.csv":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    original = program.SnapshotCallback._on_rollout_start
+
+    def fill(callback: Any) -> None:
+        nonlocal full
+        full = callback.model.num_timesteps >= 20
+        original(callback)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_unless_full)
+        patch.setattr(program.SnapshotCallback, "_on_rollout_start", fill)
+        code, _, err = zprl(*train_command(toy_policy, output))
+    assert code == 1
+    assert "Traceback" not in err
+    assert f"The disk is full: {output / 'evaluations.csv'} was not written" in err.splitlines()[-1]
+    assert not list(output.glob(".*"))
+    assert zprl(*train_command(toy_policy, output))[0] == 0
+    assert_complete(output)
+
+
+def test_a_run_that_is_cut_in_its_last_evaluation_makes_it_up(
+    toy_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+
+    def cut(callback: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program.SteeringEvalCallback, "_on_training_end", cut)
+        assert zprl(*train_command(toy_policy, output))[0] == 130
+    assert chunks(output) == [0, 20, 40]
+    assert zprl(*train_command(toy_policy, output))[0] == 0
+    assert_complete(output)
+
+
+def test_a_run_that_is_cut_while_its_model_is_written_is_not_finished(
+    toy_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, save = tmp_path / "run", SteeringSAC.save
+
+    def half(model: Any, path: Any, **kwargs: Any) -> None:
+        if "snapshot" in str(path):
+            return save(model, path, **kwargs)
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SteeringSAC, "save", half)
+        assert zprl(*train_command(toy_policy, output))[0] == 130
+    assert not (output / "model.zip").exists()
+    assert zprl(*train_command(toy_policy, output))[0] == 0
+    assert_complete(output)
+
+
+def wait_for(file: Path, process: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_killed_run_goes_on_from_its_snapshot(toy_policy: Path, tmp_path: Path, zprl: Any, start: Any) -> None:
+    output = tmp_path / "run"
+    # Evaluations are far more frequent than snapshots: some rows belong to chunks that are run again.
+    command = train_command(toy_policy, output, "n_timesteps=400", "save_freq=150")
+    process = start(*command)
+    wait_for(output / "snapshot" / "rng.pt", process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (output / "model.zip").exists()
+    saved = SteeringSAC.load(output / "snapshot" / "model.zip")
+    assert 150 <= saved.num_timesteps < 400
+    with open(output / "evaluations.csv", "a") as file:  # as if one more had been made before the kill
+        file.write(",".join(["390", "1000000", *["0"] * (len(read_rows(output / "evaluations.csv")[0]) - 2)]) + "\n")
+    code, out, _ = zprl(*command)
+    assert code == 0
+    assert f"Going on from {saved.env_steps} env steps, saved in {output / 'snapshot'}" in out
+    assert_complete(output, 400)
+    assert {path.name for path in (output / "logs").iterdir()} == {"from_0", f"from_{saved.num_timesteps}"}
+
+
+def test_ctrl_c_saves_everything_and_says_how_to_go_on(toy_policy: Path, tmp_path: Path, zprl: Any, start: Any) -> None:
+    output = tmp_path / "run"
+    command = train_command(toy_policy, output, "n_timesteps=400", "save_freq=1000")
+    process = start(*command)
+    wait_for(output / "evaluations.csv", process)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, text
+    assert "by KeyboardInterrupt; all is saved in" in text
+    assert "The same command goes on from there" in text
+    assert "Traceback" not in text
+    saved = SteeringSAC.load(output / "snapshot" / "model.zip")
+    assert saved.num_timesteps < 400
+    code, out, _ = zprl(*command)
+    assert code == 0
+    assert f"Going on from {saved.env_steps} env steps" in out
+    assert_complete(output, 400)
+
+
+def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None:
+    settings = {"scale": 0.5, "sample_latent": True, "n_envs": 2, "gamma": 0.9, "subprocess": False}
+    policy = load_policy(toy_policy)
+    training, evaluation = program._make_envs(policy, {"reach": 0.3}, settings | {"eval_episodes": 6})
+    samples = [env.steering.sample_latent for env in (training, evaluation)]  # type: ignore[attr-defined]
+    assert samples == [True, False]
+    assert (training.num_envs, evaluation.num_envs) == (2, 6)
+
+
+def test_the_buffer_is_no_larger_than_the_run(toy_run: Path) -> None:
+    assert SteeringSAC.load(toy_run / "model.zip").buffer_size == 62
