@@ -90,7 +90,7 @@ def evaluate_run(
     settings = read_yaml(run / "run.yml")["settings"]
     policy = load_policy(run / "policy", settings["chunk"], device_of(device))
     kwargs = read_config(run / "policy").get("env_kwargs", {}) | settings["env_kwargs"]
-    model = SteeringSAC.load(run / "model.zip", device=device)
+    model = _load_model(run / "model.zip", device)
     assert model.steering_spec is not None
     steering = LatentSteering(policy, settings["scale"], noise=noise)
     model.steering_spec.require_same(steering.spec(settings["gamma"]))
@@ -98,6 +98,13 @@ def evaluate_run(
     result = _evaluate(recorder, policy, steering, episodes, seed, kwargs)
     result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": steering.scale}
     return result | {"path": "bottleneck", "steering": recorder.diagnose(steering), "env_steps": model.env_steps}
+
+
+def _load_model(file: Path, device: str) -> SteeringSAC:
+    try:
+        return SteeringSAC.load(file, device=device)
+    except (AssertionError, KeyError, ValueError) as error:  # an empty, a foreign, a truncated file
+        raise ValueError(f"{file} is damaged ({error}): delete it and run the same `zprl train` again") from error
 
 
 def _evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import pickle
 import shutil
 import sys
 from collections.abc import Sequence
@@ -116,8 +117,7 @@ def _prepare(
 ) -> tuple[SteeringSAC, CallbackList]:
     snapshot = output / "snapshot"
     if snapshot.is_dir():
-        model = load_snapshot(SteeringSAC, snapshot, env, device=device)
-        assert isinstance(model, SteeringSAC)
+        model = _load(snapshot, env, device)
         env.seed(RESUMED + seed + model.num_timesteps)  # new episodes, not those from the beginning again
         print(f"Going on from {model.env_steps} env steps, saved in {snapshot}")
     else:
@@ -128,6 +128,15 @@ def _prepare(
         eval_env, output / "evaluations.csv", settings["eval_freq"], settings["eval_episodes"], seed=EVAL_SEED
     )
     return model, CallbackList([evaluations, SnapshotCallback(snapshot, settings["save_freq"])])
+
+
+def _load(snapshot: Path, env: VecSteering, device: str) -> SteeringSAC:
+    try:
+        model = load_snapshot(SteeringSAC, snapshot, env, device=device)
+    except (AssertionError, EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{snapshot} is damaged ({error}): remove it to train from the beginning") from error
+    assert isinstance(model, SteeringSAC)
+    return model
 
 
 def _algorithm(settings: dict[str, Any]) -> dict[str, Any]:

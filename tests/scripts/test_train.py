@@ -16,7 +16,7 @@ import torch as th
 
 from helpers import TIME_LIMIT, PointReach, tiny_policy
 from programs import train_command
-from zprl_sb3.callbacks import read_rows
+from zprl_sb3.callbacks import read_rows, save_snapshot
 from zprl_sb3.checkpoint import CONFIG, WEIGHTS, load_policy, save_policy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import train as program
@@ -273,6 +273,34 @@ def test_a_run_that_is_cut_while_its_model_is_written_is_not_finished(
     assert not (output / "model.zip").exists()
     assert zprl(*train_command(toy_policy, output))[0] == 0
     assert_complete(output)
+
+
+def test_a_damaged_snapshot_is_named(
+    toy_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "_learn", stop)
+        assert zprl(*train_command(toy_policy, output))[0] == 130
+    for name in ("model.zip", "replay_buffer.pkl", "rng.pt"):
+        file = output / "snapshot" / name
+        whole = file.read_bytes()
+        for damage in (b"", whole[: len(whole) // 2]):
+            file.write_bytes(damage)
+            code, _, err = zprl(*train_command(toy_policy, output))
+            assert code == 1
+            assert f"{output / 'snapshot'} is damaged" in err
+            assert err.count("\n") == 1
+        file.write_bytes(whole)
+    assert zprl(*train_command(toy_policy, output))[0] == 0
+    assert (output / "model.zip").is_file()
+
+
+def stop(model: SteeringSAC, callbacks: Any, n_timesteps: int, output: Path) -> None:
+    """Learn for a while, save, and be interrupted."""
+    model.learn(30, callbacks, reset_num_timesteps=False)
+    save_snapshot(model, output / "snapshot")
+    raise KeyboardInterrupt
 
 
 def wait_for(file: Path, process: Any) -> None:

@@ -1,0 +1,195 @@
+"""``zprl evaluate``: figures of runs and of base policies, and what cannot be evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from programs import train_command
+from zprl_sb3.checkpoint import load_policy
+from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.scripts.evaluate import base_policies, evaluate_base, evaluate_run, table
+
+pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
+
+KEYS = {
+    "success_rate",
+    "ci95",
+    "episodes",
+    "seeds",
+    "mean_length",
+    "mean_length_of_successes",
+    "mean_return",
+    "policy",
+    "model",
+    "scale",
+    "path",
+    "noise",
+    "chunk",
+    "env_id",
+}
+
+
+@pytest.fixture
+def run(toy_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of a finished run, to do with as one likes."""
+    shutil.copytree(toy_run, tmp_path / "run", ignore=shutil.ignore_patterns("snapshot", "logs"))
+    return tmp_path / "run"
+
+
+def test_a_run_is_evaluated_into_its_folder(run: Path, zprl: Any) -> None:
+    code, out, err = zprl("evaluate", run, "--episodes", "4", "--seed", "700")
+    assert (code, err) == (0, "")
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result.keys() == KEYS | {"steering", "env_steps"}
+    assert result["episodes"] == 4
+    assert result["seeds"] == [700, 703]
+    assert result["scale"] == 0.5
+    assert result["noise"] == "normal"
+    assert result["model"] == str(run / "model.zip")
+    assert result["policy"] == str(run / "policy")
+    assert result["env_steps"] == SteeringSAC.load(run / "model.zip").env_steps
+    assert result["steering"]["rms_ratio"] > 0
+    low, high = result["ci95"]
+    assert 0 <= low <= result["success_rate"] <= high <= 1
+    assert f"| steered | {result['success_rate']:.3f} |" in out
+    assert f"Wrote {run / 'evaluation.json'}" in out
+
+
+def test_an_evaluation_repeats_exactly_and_other_seeds_differ(run: Path) -> None:
+    first = evaluate_run(run, 6, 700)
+    assert evaluate_run(run, 6, 700) == first
+    assert evaluate_run(run, 6, 900)["mean_length"] != first["mean_length"]
+    assert evaluate_run(run, 6, 700, noise="zero")["noise"] == "zero"
+
+
+def test_the_result_may_go_elsewhere(run: Path, tmp_path: Path, zprl: Any) -> None:
+    output = tmp_path / "results" / "zero.json"
+    code, out, _ = zprl("evaluate", run, "--episodes", "2", "--noise", "zero", "--output", output)
+    assert code == 0
+    assert "| steered, zero noise |" in out
+    assert json.loads(output.read_text())["noise"] == "zero"
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_base_policy_is_evaluated_four_ways_beside_its_folder(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    shutil.copytree(toy_policy, tmp_path / "policy")
+    code, out, err = zprl("evaluate", tmp_path / "policy", "--episodes", "3")
+    assert (code, err) == (0, "")
+    results = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(results) == list(base_policies())
+    ways = set()
+    for name, result in results.items():
+        assert result.keys() == KEYS
+        assert (result["model"], result["scale"], result["episodes"]) == (None, None, 3)
+        assert result["seeds"] == [100_000, 100_002]
+        assert f"| {name} |" in out
+        ways.add((result["path"], result["noise"]))
+    assert len(ways) == 4
+
+
+def test_base_and_steered_differ_by_the_steering_only(run: Path) -> None:
+    """An actor that answers nothing makes the steered policy the base policy through the bottleneck."""
+    model = SteeringSAC.load(run / "model.zip")
+    for parameter in model.policy.actor.mu.parameters():
+        parameter.data.zero_()
+    model.save(run / "model.zip")
+    steered, base = evaluate_run(run, 5, 40), evaluate_base(run / "policy", 5, 40)
+    common = KEYS - {"model", "scale", "policy"}
+    assert {key: steered[key] for key in common} == {key: base[key] for key in common}
+
+
+def test_the_arguments_of_the_environment_are_those_of_the_demonstrations(toy_policy: Path) -> None:
+    """A larger goal is reached more often: the recorded reach is used unless another is given."""
+    recorded = evaluate_base(toy_policy, 40, 0)
+    assert recorded == evaluate_base(toy_policy, 40, 0, env_kwargs={"reach": 0.3})
+    assert evaluate_base(toy_policy, 40, 0, env_kwargs={"reach": 3.0})["success_rate"] == 1.0
+    assert recorded["success_rate"] < 1
+
+
+def test_a_shorter_chunk_may_be_chosen(toy_policy: Path) -> None:
+    assert evaluate_base(toy_policy, 2, 0, chunk=1)["chunk"] == 1
+    assert load_policy(toy_policy).chunk == 2
+
+
+def test_a_table_has_a_row_for_each_result() -> None:
+    result = {"success_rate": 0.5, "ci95": (0.25, 0.75), "mean_length": 10.0, "mean_length_of_successes": 8.0}
+    never = result | {"success_rate": 0.0, "mean_length_of_successes": None}
+    lines = table({"one": result, "two": never}).splitlines()
+    assert lines[2] == "| one | 0.500 | 0.250 – 0.750 | 10.0 | 8.0 |"
+    assert lines[3] == "| two | 0.000 | 0.250 – 0.750 | 10.0 | – |"
+
+
+def refused(zprl: Any, what: Path, words: str) -> None:
+    code, _, err = zprl("evaluate", what, "--episodes", "2")
+    assert code == 1
+    assert words in err
+    assert err.startswith("zprl evaluate: ")
+    assert err.count("\n") == 1
+
+
+def test_an_unfinished_run_is_refused(run: Path, zprl: Any) -> None:
+    (run / "model.zip").unlink()
+    refused(zprl, run, "has no model.zip: it is not a finished run (continue it with `zprl train`)")
+
+
+def test_a_damaged_run_is_refused(run: Path, zprl: Any) -> None:
+    whole = (run / "model.zip").read_bytes()
+    for damage in (b"", b"nonsense", whole[: len(whole) // 2]):
+        (run / "model.zip").write_bytes(damage)
+        refused(zprl, run, "model.zip")
+    (run / "model.zip").write_bytes(whole)
+    (run / "run.yml").write_text("seed: [")
+    refused(zprl, run, "run.yml is damaged")
+
+
+def test_a_run_whose_policy_is_gone_or_another_is_refused(run: Path, toy_policy: Path, zprl: Any) -> None:
+    weights = run / "policy" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused(zprl, run, "is truncated or changed")
+    shutil.rmtree(run / "policy")
+    refused(zprl, run, "No policy checkpoint at")
+
+
+def test_a_run_whose_scale_was_edited_is_refused(run: Path, zprl: Any) -> None:
+    content = yaml.safe_load((run / "run.yml").read_text())
+    content["settings"]["scale"] = 0.1
+    (run / "run.yml").write_text(yaml.safe_dump(content))
+    refused(zprl, run, "The model was trained with scale (λ) 0.5, the environment has 0.1")
+
+
+def test_what_is_neither_a_run_nor_a_policy_is_refused(tmp_path: Path, zprl: Any) -> None:
+    refused(zprl, tmp_path, f"No policy checkpoint at {tmp_path}")
+    refused(zprl, tmp_path / "nowhere", "No policy checkpoint at")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_just_began_is_refused(toy_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("zprl_sb3.scripts.train._learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert zprl(*train_command(toy_policy, tmp_path / "run"))[0] == 130
+    refused(zprl, tmp_path / "run", "not a finished run")
+
+
+@pytest.mark.parametrize("extra", [["--episodes", "0"], ["--episodes", "-3"], ["--seed", "-1"], ["--noise", "loud"]])
+def test_arguments_out_of_range_show_the_usage(toy_run: Path, zprl: Any, extra: list[str]) -> None:
+    code, _, err = zprl("evaluate", toy_run, *extra)
+    assert code == 2
+    assert extra[0] in err
+
+
+def test_a_full_disk_leaves_the_old_result(run: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "evaluation.json").write_text("old")
+
+    def full(source: Any, target: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "replace", full)
+    refused(zprl, run, f"The disk is full: {run / 'evaluation.json'} was not written and its old content is untouched")
+    assert (run / "evaluation.json").read_text() == "old"
