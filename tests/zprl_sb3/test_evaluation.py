@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import POINT, steered_points, tiny_model, tiny_policy
+from zprl_sb3.diagnostics import Recorder
 from zprl_sb3.evaluation import Evaluation, NoSteering, evaluate, parallel_envs, wilson_interval
 from zprl_sb3.wrappers import LatentSteeringWrapper, VecSteering
 
@@ -48,6 +49,14 @@ def test_an_evaluation_repeats_exactly_in_the_same_environments() -> None:
     evaluate(model, env, SEED + 50, 4)
     assert evaluate(model, env, SEED, 6) == first
     assert first.seeds == list(range(SEED, SEED + 6))
+
+
+def test_episodes_are_run_with_the_mean_of_the_actor() -> None:
+    model = tiny_model()
+    recorder = Recorder(model)
+    evaluate(recorder, evaluation_env(2), SEED, 4)
+    for c, z, delta in zip(recorder.contexts, recorder.latents, recorder.deltas, strict=True):
+        np.testing.assert_array_equal(delta, model.predict({"c": c, "z": z}, deterministic=True)[0])
 
 
 def test_episodes_that_do_not_divide_evenly_are_refused() -> None:

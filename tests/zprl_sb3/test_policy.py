@@ -52,10 +52,10 @@ def test_a_policy_with_known_weights_acts_as_it_always_did() -> None:
 
 
 def test_without_an_encoder_the_context_is_the_normalised_observation() -> None:
-    policy = tiny_policy(by_key=True)
+    policy = tiny_policy(observation_dims={"point": 2, "goal": 2})
     policy.obs_normalizer.fit(th.tensor([[0.0, 0.0, -1.0, -1.0], [4.0, 2.0, 1.0, 1.0]]))
     obs = {"point": th.tensor([[0.5, -1.0]]), "goal": th.tensor([[1.0, 2.0]])}
-    # The keys come in alphabetical order, whatever the order of the dictionary.
+    # The keys come in alphabetical order, whatever their order in the configuration and in the observation.
     assert policy.embed(obs).tolist() == [[-0.5, 1.0, 0.5, -1.0]]
 
 
