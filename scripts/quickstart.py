@@ -42,7 +42,7 @@ def quickstart(output: str | Path, seed: int, settings: dict[str, Any] | None = 
     Settings: the entries of ``quickstart.env_id`` in ``hyperparams/``; nothing is decided here.
 
     :param output: Folder for everything
-    :param seed: Of demonstrations, base policy and steering
+    :param seed: Of the steering; demonstrations and base policy have the settings' ``base_seed``
     :param settings: As ``hyperparams/quickstart.yml`` has them, which is where None takes them from
     """
     root, start = Path(output), time.monotonic()
@@ -50,9 +50,10 @@ def quickstart(output: str | Path, seed: int, settings: dict[str, Any] | None = 
     env_id, episodes, eval_seed = settings["env_id"], settings["eval_episodes"], settings["eval_seed"]
     _stage("1/5 demonstrations", start)
     collection = load_settings("collect.yml", env_id, settings["collect"])
-    demos = collect(env_id, settings["demos"], seed, root / "demos.hdf5", settings["jobs"], collection)
+    base_seed = settings["base_seed"]
+    demos = collect(env_id, settings["demos"], base_seed, root / "demos.hdf5", settings["jobs"], collection)
     _stage("2/5 base policy", start)
-    files = [f"demos='{demos}'", f"output='{root / 'base'}'", f"seed={seed}"]
+    files = [f"demos='{demos}'", f"output='{root / 'base'}'", f"seed={base_seed}"]
     policy = pretrain(compose(overrides=[*settings["pretrain"], *files]))
     _stage("3/5 base policy, four ways", start)
     results = {name: evaluate_base(policy, episodes, eval_seed, **kwargs) for name, kwargs in base_policies().items()}
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     parser = new_parser("quickstart", __doc__, EXAMPLES)
     parser.add_argument("--output", default="runs/quickstart", help="folder for everything; default: %(default)s")
-    add_seed(parser, text="of every stage")
+    add_seed(parser, text="of the steering (of demonstrations and base policy: --set base_seed=...)")
     add_settings(parser, "quickstart.yml")
     return parser
 

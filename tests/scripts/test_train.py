@@ -314,7 +314,7 @@ def wait_for(file: Path, process: Any) -> None:
 def test_a_killed_run_goes_on_from_its_snapshot(toy_policy: Path, tmp_path: Path, zprl: Any, start: Any) -> None:
     output = tmp_path / "run"
     # Evaluations are far more frequent than snapshots: some rows belong to chunks that are run again.
-    command = train_command(toy_policy, output, "n_timesteps=400", "save_freq=150")
+    command = train_command(toy_policy, output, "n_timesteps=600", "save_freq=150")
     process = start(*command)
     wait_for(output / "snapshot" / "rng.pt", process)
     process.kill()
@@ -322,13 +322,13 @@ def test_a_killed_run_goes_on_from_its_snapshot(toy_policy: Path, tmp_path: Path
     assert process.returncode == -signal.SIGKILL
     assert not (output / "model.zip").exists()
     saved = SteeringSAC.load(output / "snapshot" / "model.zip")
-    assert 150 <= saved.num_timesteps < 400
+    assert 150 <= saved.num_timesteps < 600
     with open(output / "evaluations.csv", "a") as file:  # as if one more had been made before the kill
-        file.write(",".join(["390", "1000000", *["0"] * (len(read_rows(output / "evaluations.csv")[0]) - 2)]) + "\n")
+        file.write(",".join(["590", "1000000", *["0"] * (len(read_rows(output / "evaluations.csv")[0]) - 2)]) + "\n")
     code, out, _ = zprl(*command)
     assert code == 0
     assert f"Going on from {saved.env_steps} env steps, saved in {output / 'snapshot'}" in out
-    assert_complete(output, 400)
+    assert_complete(output, 600)
     assert {path.name for path in (output / "logs").iterdir()} == {"from_0", f"from_{saved.num_timesteps}"}
 
 
