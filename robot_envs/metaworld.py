@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -147,6 +148,8 @@ def _make_simulation(task: str) -> Any:
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
     simulation = import_simulator("metaworld.env_dict").ALL_V3_ENVIRONMENTS[task]()
+    # Its own walks through all contacts in Python, twice, and takes a third of every step.
+    simulation.touching_object = partial(_touching_object, simulation)
     # Otherwise Meta-World hides the goal, wants a task from its fixed list, and draws from numpy's global generator.
     del simulation.sawyer_observation_space
     simulation._partially_observable = False
@@ -161,3 +164,12 @@ def _make_simulation(task: str) -> Any:
 
 def _make_renderer(model: Any) -> Any:
     return import_simulator("mujoco").Renderer(model, height=FRAME_SIZE, width=FRAME_SIZE)
+
+
+def _touching_object(simulation: Any, geom: int) -> bool:
+    """Return whether both pads of the gripper press on a geom, as Meta-World's method of this name does."""
+    contact, force = simulation.data.contact, simulation.data.efc_force
+    on_object = (contact.geom == geom).any(axis=1)
+    pads = (simulation.data.geom(name).id for name in ("leftpad_geom", "rightpad_geom"))
+    touched = (on_object & (contact.geom == pad).any(axis=1) for pad in pads)
+    return all(force[contact.efc_address[contacts]].sum() > 0 for contacts in touched)

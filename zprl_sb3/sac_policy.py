@@ -130,6 +130,8 @@ class SteeringSACPolicy(SACPolicy):
     ) -> None:
         self.steering_kwargs: dict[str, Any] = {"scale": scale, "bounded": bounded_critic, "layer_norm": layer_norm}
         kwargs["features_extractor_class"] = CombinedExtractor
+        # Adam in one pass over the weights: the same numbers, less time.
+        kwargs.setdefault("optimizer_kwargs", {"fused": True})
         super().__init__(
             observation_space,
             action_space,

@@ -216,3 +216,20 @@ def test_frames_are_upright():
 
 def test_import_simulator_returns_the_module():
     assert robot_envs.import_simulator("json").__name__ == "json"
+
+
+def test_touch_is_what_metaworld_says():
+    sawyer = pytest.importorskip("metaworld.sawyer_xyz_env").SawyerXYZEnv
+    env = gym.make("zprl/PickPlace-v0")
+    env.reset(seed=3)
+    demonstrator = ScriptedDemonstrator(env, PERFECT, np.random.default_rng(0))
+    simulation = env.unwrapped._simulation
+    geom = simulation._get_id_main_object()
+    seen = []
+    for _ in range(80):
+        *_, terminated, truncated, _ = env.step(demonstrator.act())
+        seen.append(simulation.touching_object(geom))
+        assert seen[-1] == sawyer.touching_object(simulation, geom)
+        if terminated or truncated:
+            break
+    assert True in seen and False in seen
