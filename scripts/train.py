@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import configure
 from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
 from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
-from zprl_sb3.files import atomic_path
+from zprl_sb3.files import atomic_path, recovered
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import cli
@@ -115,7 +115,7 @@ def _make_envs(policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, A
 def _prepare(
     env: VecSteering, eval_env: VecSteering, output: Path, seed: int, settings: dict[str, Any], device: str
 ) -> tuple[SteeringSAC, CallbackList]:
-    snapshot = output / "snapshot"
+    snapshot = recovered(output / "snapshot")
     if snapshot.is_dir():
         model = _load(snapshot, env, device)
         env.seed(RESUMED + seed + model.num_timesteps)  # new episodes, not those from the beginning again

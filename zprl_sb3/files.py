@@ -56,11 +56,23 @@ def _replace(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
         return
     # A folder cannot be replaced in one step: keep the old one until the new one has its name.
-    old = path.parent / f".{path.name}.{os.getpid()}.old"
+    old = _old(path)
     _remove(old)
     os.replace(path, old)
     os.replace(temporary, path)
     shutil.rmtree(old)
+
+
+def _old(path: Path) -> Path:
+    return path.parent / f".{path.name}.old"
+
+
+def recovered(path: str | Path) -> Path:
+    """Return a folder's path, after undoing a replacement that a kill cut short between its two renames."""
+    path = Path(path)
+    if _old(path).is_dir() and not path.exists():
+        os.replace(_old(path), path)
+    return path
 
 
 def _remove(path: Path) -> None:

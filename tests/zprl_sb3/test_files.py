@@ -10,7 +10,7 @@ import pytest
 import torch as th
 from safetensors import SafetensorError
 
-from zprl_sb3.files import atomic_path, sha256, write_json
+from zprl_sb3.files import atomic_path, recovered, sha256, write_json
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
 needs_full = pytest.mark.skipif(not FULL.is_char_device(), reason="This system has no /dev/full")
@@ -74,7 +74,7 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == {"folder"}
 
 
-@pytest.mark.parametrize("leftover", [".folder.{}.part", ".folder.{}.old"])
+@pytest.mark.parametrize("leftover", [".folder.{}.part", ".folder.old"])
 def test_what_a_killed_process_of_the_same_id_left_is_no_obstacle(tmp_path: Path, leftover: str) -> None:
     target, stale = tmp_path / "folder", tmp_path / leftover.format(os.getpid())
     for folder in (target, stale):
@@ -85,6 +85,26 @@ def test_what_a_killed_process_of_the_same_id_left_is_no_obstacle(tmp_path: Path
         (temporary / "new").write_text("new")
     assert names(target) == {"new"}
     assert names(tmp_path) == {"folder"}
+
+
+def test_a_kill_between_the_two_renames_of_a_folder_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, real = tmp_path / "folder", os.replace
+    target.mkdir()
+    (target / "old").write_text("old")
+
+    def killed_at_the_second(source: Path, destination: Path) -> None:
+        if destination == target:
+            raise KeyboardInterrupt
+        real(source, destination)
+
+    monkeypatch.setattr(os, "replace", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as temporary:
+        temporary.mkdir()
+    monkeypatch.undo()
+    assert not target.exists()
+    assert recovered(target) == target
+    assert names(target) == {"old"}
+    assert recovered(target) == target  # nothing left to undo
 
 
 @needs_full
