@@ -15,6 +15,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import nn
 from torch.nn import functional as F
 
@@ -118,14 +119,17 @@ class SteeringSAC(SAC):
 
     def _setup_model(self) -> None:
         if self.env is not None:
-            self._adopt(find_spec(self.env))
+            self._adopt(self.env)
         if self.target_entropy == "auto":
             self.target_entropy = -0.5 * float(np.prod(self.action_space.shape or ()))
         self.qf_lr_schedule = FloatSchedule(self.qf_learning_rate)
         super()._setup_model()
 
-    def _adopt(self, spec: SteeringSpec) -> None:
+    def _adopt(self, env: VecEnv) -> None:
         """Take λ and gamma from the environment, or check that it has those of this model."""
+        spec, normalized = find_spec(env), unwrap_vec_normalize(env)
+        if normalized is not None and normalized.norm_obs:
+            raise ValueError("VecNormalize would scale z, and z + λΔz would mean nothing: give it norm_obs=False")
         if self.steering_spec is not None:
             self.steering_spec.require_same(spec)
         if self.gamma is not None and self.gamma != spec.gamma:
@@ -144,7 +148,7 @@ class SteeringSAC(SAC):
         :raises ValueError: If it differs, naming in what
         """
         wrapped = self._wrap_env(env, self.verbose)
-        self._adopt(find_spec(wrapped))
+        self._adopt(wrapped)
         super().set_env(wrapped, force_reset)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:

@@ -13,6 +13,7 @@ import torch as th
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from helpers import (
@@ -234,6 +235,14 @@ def test_a_gamma_of_its_own_is_refused() -> None:
 def test_an_environment_that_is_not_steered_is_refused(env_id: str) -> None:
     with pytest.raises(ValueError, match=r"is not steered: wrap it in LatentSteeringWrapper"):
         tiny_model(gym.make(env_id))
+
+
+def test_normalised_observations_are_refused_and_normalised_rewards_are_not() -> None:
+    with pytest.raises(ValueError, match="norm_obs=False"):
+        tiny_model(VecNormalize(steered_points()))
+    model = tiny_model(VecNormalize(steered_points(), norm_obs=False))
+    with pytest.raises(ValueError, match="norm_obs=False"):
+        model.set_env(VecNormalize(steered_points()))
 
 
 @pytest.mark.parametrize(
