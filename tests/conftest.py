@@ -6,12 +6,15 @@ Tests that take more than a few seconds carry ``@pytest.mark.slow``; ``-m "not s
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # MuJoCo and robosuite choose their renderer while they are imported, and two parallel workers share the cores.
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A job in the background ignores Ctrl-C and so would every program that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch as th
