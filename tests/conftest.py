@@ -13,12 +13,12 @@ from pathlib import Path
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A job in the background ignores Ctrl-C and so would every program that a test starts and interrupts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch as th
 
+# A job in the background ignores Ctrl-C and so would every program that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 th.set_num_threads(1)
 
 
