@@ -232,7 +232,7 @@ class SteeringSAC(SAC):
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
         super()._update_info_buffer(infos, dones)
         self.env_steps += sum(info["env_steps"] for info in infos)
-        self.logger.record("time/env_steps", self.env_steps, exclude="stdout")
+        self.logger.record("time/env_steps", self.env_steps)
 
     def learn(
         self: SelfSteeringSAC,
