@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
-from zprl_sb3.files import atomic_path, sha256, write_json
+from zprl_sb3.files import atomic_path, recovered, sha256, write_json
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, check_chunk
 
 FORMAT = "zprl_sb3.policy"
@@ -59,7 +59,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     :raises CheckpointError: If the folder or the file is missing, unreadable, foreign or of a newer format
     """
-    file = Path(path) / CONFIG
+    file = recovered(path) / CONFIG
     if not file.is_file():
         raise CheckpointError(f"No policy checkpoint at {path}: {file} does not exist (make one with `zprl pretrain`)")
     try:

@@ -49,8 +49,8 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    packaged = files("zprl_sb3.hyperparams") / name
-    path = packaged if packaged.is_file() else Path(name)
+    # A file of the user's comes first: an edited copy must not be passed over for the packaged one of the same name.
+    path = Path(name) if Path(name).is_file() else files("zprl_sb3.hyperparams") / name
     if not path.is_file():
         raise FileNotFoundError(f"No settings file {name}: neither in the package's hyperparams/ nor at that path")
     try:
