@@ -20,8 +20,6 @@ PAUSE_STEPS = 10
 OBJECT = (slice(4, 7), slice(22, 25))
 GOAL = slice(36, 39)
 
-Range = float | tuple[float, float]
-
 
 @dataclass(frozen=True)
 class Operator:

@@ -96,13 +96,13 @@ def curve_over_seeds(runs: Sequence[Run], column: str) -> pd.DataFrame:
         success = column == "success_rate"
         low, high = (curve[name] if success else curve[column] for name in ("ci_low", "ci_high"))
         return pd.DataFrame({"env_steps": curve["env_steps"], "mean": curve[column], "low": low, "high": high})
-    longest = min(runs, key=lambda run: run.curve["env_steps"].iloc[-1]).curve["env_steps"].to_numpy()
-    values = np.stack([np.interp(longest, run.curve["env_steps"], run.curve[column]) for run in runs])
+    shortest = min(runs, key=lambda run: run.curve["env_steps"].iloc[-1]).curve["env_steps"].to_numpy()
+    values = np.stack([np.interp(shortest, run.curve["env_steps"], run.curve[column]) for run in runs])
     freedom = len(runs) - 1
     quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else 1.96
     half = quantile * values.std(axis=0, ddof=1) / np.sqrt(len(runs))
     mean = values.mean(axis=0)
-    return pd.DataFrame({"env_steps": longest, "mean": mean, "low": mean - half, "high": mean + half})
+    return pd.DataFrame({"env_steps": shortest, "mean": mean, "low": mean - half, "high": mean + half})
 
 
 def draw(runs: Sequence[Run], path: str | Path) -> Path:
