@@ -26,7 +26,7 @@ class SteeringEvalCallback(BaseCallback):
 
     Appends to a CSV file, one row per evaluation: chunks, env steps, success with its 95 % interval, mean length in env
     steps, mean return, and the steering diagnostics. The same goes to the logger under ``eval/`` and ``steering/``.
-    Picks up where the file ends when a run is resumed.
+    Picks up where the file ends when a run is resumed; a new run starts a new file. Works with every SB3 algorithm.
 
     :param eval_env: Steered environments made with ``seeded_episodes=True``
     :param path: The CSV file
@@ -43,11 +43,16 @@ class SteeringEvalCallback(BaseCallback):
         self.eval_env, self.path, self.eval_freq = eval_env, Path(path), eval_freq
         self.episodes, self.seed = episodes, seed
         self.rows: list[dict[str, Any]] = []
+        self._env_steps = 0
 
     def _init_callback(self) -> None:
         # Rows beyond the resumed snapshot belong to chunks that will be run again.
-        rows = read_rows(self.path) if self.path.is_file() else []
-        self.rows = [row for row in rows if row["chunks"] <= self.model.num_timesteps]
+        done = self.model.num_timesteps
+        rows = read_rows(self.path) if done and self.path.is_file() else []
+        self.rows = [row for row in rows if row["chunks"] <= done]
+        last = int(self.rows[-1]["env_steps"]) if self.rows else 0
+        # Only SteeringSAC keeps count; with the others what lies between last row and snapshot is not known.
+        self._env_steps = getattr(self.model, "env_steps", last)
 
     def _on_rollout_start(self) -> None:
         last = self.rows[-1]["chunks"] // self.eval_freq if self.rows else -1
@@ -55,6 +60,7 @@ class SteeringEvalCallback(BaseCallback):
             self._evaluate()
 
     def _on_step(self) -> bool:
+        self._env_steps += sum(info["env_steps"] for info in self.locals["infos"])
         return True
 
     def _on_training_end(self) -> None:
@@ -65,12 +71,14 @@ class SteeringEvalCallback(BaseCallback):
         recorder = Recorder(self.model)
         result = evaluate(recorder, self.eval_env, self.seed, self.episodes)
         diagnostics = recorder.diagnose(self.eval_env.steering)
-        row = {"chunks": self.model.num_timesteps, "env_steps": getattr(self.model, "env_steps", 0)}
+        row = {"chunks": self.model.num_timesteps, "env_steps": self._env_steps}
         row |= _columns(result)
         for name, value in row.items():
             self.logger.record(f"eval/{name}", value)
         for name, value in diagnostics.items():
             self.logger.record(f"steering/{name}", value)
+        # At once, as SB3's own callback does: after the last evaluation nothing else would write them.
+        self.logger.dump(self.model.num_timesteps)
         self.rows.append(row | diagnostics)
         write_rows(self.path, self.rows)
         if self.verbose:
@@ -147,7 +155,8 @@ def save_snapshot(model: BaseAlgorithm, folder: str | Path) -> None:
         name, keys, position, has_gauss, gauss = np.random.get_state()
         numpy_state = [name, th.as_tensor(np.asarray(keys, np.int64)), position, has_gauss, gauss]
         with open(temporary / RNG, "wb") as file:
-            th.save({"torch": th.get_rng_state(), "numpy": numpy_state, "python": random.getstate()}, file)
+            torch_states = [th.get_rng_state(), *th.cuda.get_rng_state_all()]
+            th.save({"torch": torch_states, "numpy": numpy_state, "python": random.getstate()}, file)
 
 
 def load_snapshot(cls: type[BaseAlgorithm], folder: str | Path, env: Any, **kwargs: Any) -> BaseAlgorithm:
@@ -164,7 +173,9 @@ def load_snapshot(cls: type[BaseAlgorithm], folder: str | Path, env: Any, **kwar
     if isinstance(model, OffPolicyAlgorithm):
         model.load_replay_buffer(folder / BUFFER, truncate_last_traj=False)
     state = th.load(folder / RNG, weights_only=True)
-    th.set_rng_state(state["torch"])
+    cpu, *gpus = state["torch"]
+    th.set_rng_state(cpu)
+    th.cuda.set_rng_state_all(gpus[: th.cuda.device_count()])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
