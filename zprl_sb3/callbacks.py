@@ -15,7 +15,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from zprl_sb3.diagnostics import Recorder
 from zprl_sb3.evaluation import Evaluation, evaluate
-from zprl_sb3.files import atomic_path
+from zprl_sb3.files import atomic_path, recovered
+from zprl_sb3.interrupts import Interrupts
 from zprl_sb3.wrappers import VecSteering
 
 MODEL, BUFFER, RNG = "model.zip", "replay_buffer.pkl", "rng.pt"
@@ -71,7 +72,7 @@ class SteeringEvalCallback(BaseCallback):
         recorder = Recorder(self.model)
         result = evaluate(recorder, self.eval_env, self.seed, self.episodes)
         diagnostics = recorder.diagnose(self.eval_env.steering)
-        row = {"chunks": self.model.num_timesteps, "env_steps": self._env_steps}
+        row: dict[str, Any] = {"chunks": self.model.num_timesteps, "env_steps": self._env_steps}
         row |= _columns(result)
         for name, value in row.items():
             self.logger.record(f"eval/{name}", value)
@@ -120,11 +121,12 @@ class SnapshotCallback(BaseCallback):
 
     :param folder: Replaced as a whole, so that a kill leaves the previous snapshot
     :param save_freq: **Chunks** (all environments) between snapshots
+    :param interrupts: Of :func:`~zprl_sb3.interrupts.interrupts_wait`; once one has come, save and stop
     """
 
-    def __init__(self, folder: str | Path, save_freq: int) -> None:
+    def __init__(self, folder: str | Path, save_freq: int, interrupts: Interrupts | None = None) -> None:
         super().__init__()
-        self.folder, self.save_freq = Path(folder), save_freq
+        self.folder, self.save_freq, self.interrupts = Path(folder), save_freq, interrupts
         self._next = 0
 
     def _init_callback(self) -> None:
@@ -132,9 +134,11 @@ class SnapshotCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # Between two rollouts nothing is half done: all transitions are stored, all their updates made.
-        if self.model.num_timesteps >= self._next:
+        if self.interrupts or self.model.num_timesteps >= self._next:
             save_snapshot(self.model, self.folder)
             self._next = self.model.num_timesteps + self.save_freq
+        if self.interrupts:
+            raise self.interrupts.exception()
 
     def _on_step(self) -> bool:
         return True
@@ -168,7 +172,7 @@ def load_snapshot(cls: type[BaseAlgorithm], folder: str | Path, env: Any, **kwar
     :param kwargs: Further arguments of SB3's ``load``
     :raises ValueError: If the environment's λ, chunk, gamma or base policy differ from the model's
     """
-    folder = Path(folder)
+    folder = recovered(folder)
     model = cls.load(folder / MODEL, env=env, **kwargs)
     if isinstance(model, OffPolicyAlgorithm):
         model.load_replay_buffer(folder / BUFFER, truncate_last_traj=False)
