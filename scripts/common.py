@@ -91,6 +91,13 @@ def device_of(name: str) -> th.device:
     return device
 
 
+def make_arguments(checkpoint: str | Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``gymnasium.make``: those of the policy's demonstrations, then the changes."""
+    from zprl_sb3.checkpoint import read_config
+
+    return {**read_config(checkpoint).get("env_kwargs", {}), **changes}
+
+
 def refuse_other_run(file: Path, settings: dict[str, Any], ignore: Sequence[str] = ()) -> None:
     """Check that the run that may be in a folder has the same settings.
 

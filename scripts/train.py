@@ -26,6 +26,7 @@ from zprl_sb3.scripts.common import (
     add_seed,
     add_settings,
     device_of,
+    make_arguments,
     new_parser,
     record_run,
     refuse_other_run,
@@ -69,7 +70,7 @@ def train(
     if model_path.is_file() and _trained_chunks(model_path) >= settings["n_timesteps"]:
         print(f"{model_path} is trained already; choose another --output to train anew, or a larger n_timesteps")
         return model_path
-    envs = _make_envs(policy, env_kwargs(policy_path, settings), settings)
+    envs = _make_envs(policy, make_arguments(policy_path, settings["env_kwargs"]), settings)
     try:
         model, evaluations = _prepare(*envs, output, seed, settings, device)
         record_run(output / "run.yml", run)
@@ -101,12 +102,6 @@ def _check(settings: dict[str, Any]) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def env_kwargs(policy_path: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``gymnasium.make``: those of the demonstrations, then those of the settings."""
-    recorded: dict[str, Any] = read_config(policy_path).get("env_kwargs", {})
-    return {**recorded, **settings["env_kwargs"]}
 
 
 def _make_envs(policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, Any]) -> tuple[VecSteering, VecSteering]:

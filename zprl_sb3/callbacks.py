@@ -69,7 +69,7 @@ class SteeringEvalCallback(BaseCallback):
             self._evaluate()
 
     def _evaluate(self) -> None:
-        recorder = Recorder(self.model)
+        recorder = Recorder(self.model, self.episodes)
         result = evaluate(recorder, self.eval_env, self.seed, self.episodes)
         diagnostics = recorder.diagnose(self.eval_env.steering)
         row: dict[str, Any] = {"chunks": self.model.num_timesteps, "env_steps": self._env_steps}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch as th
 
-from zprl_sb3.scripts.common import at_least, device_of, read_yaml, record_run, refuse_other_run
+from zprl_sb3.scripts.common import at_least, device_of, make_arguments, read_yaml, record_run, refuse_other_run
 
 RUN = {"seed": 1, "settings": {"scale": 0.5, "algorithm": {"tau": 0.1}}, "device": "cpu"}
 
@@ -82,3 +82,8 @@ def test_whole_numbers_from_a_minimum_on() -> None:
         at_least(1)("0")
     with pytest.raises(ValueError, match="invalid literal"):
         at_least(1)("many")
+
+
+def test_the_environment_has_the_arguments_of_the_demonstrations_then_those_of_the_settings(toy_policy: Path) -> None:
+    assert make_arguments(toy_policy, {}) == {"reach": 0.3}
+    assert make_arguments(toy_policy, {"by_key": True, "reach": 1}) == {"by_key": True, "reach": 1}

@@ -51,11 +51,6 @@ def test_a_run_folder_holds_all_that_is_needed(toy_run: Path, toy_policy: Path) 
     assert not list(toy_run.rglob(".*"))  # nothing half-written
 
 
-def test_the_environment_has_the_arguments_of_the_demonstrations_then_those_of_the_settings(toy_policy: Path) -> None:
-    assert program.env_kwargs(toy_policy, {"env_kwargs": {}}) == {"reach": 0.3}
-    assert program.env_kwargs(toy_policy, {"env_kwargs": {"by_key": True, "reach": 1}}) == {"by_key": True, "reach": 1}
-
-
 def test_the_same_seed_gives_the_same_run(toy_run: Path, toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
     zprl(*train_command(toy_policy, tmp_path / "again"))
     assert read_rows(tmp_path / "again" / "evaluations.csv") == read_rows(toy_run / "evaluations.csv")
