@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,6 +141,9 @@ def make_vec_steering(
     policy = _Interface(dict(whole.observation_dims), whole.action_dim, whole.obs_steps, whole.chunk, whole.env_id)
 
     def make() -> gym.Env[Any, Any]:
+        if subprocess:
+            # Ctrl-C reaches every process of the terminal, but what then becomes of a run is for the main one to say.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         env = gym.make(env_id, **(env_kwargs or {}))
         return chunked(SeededEpisodes(env, n_envs) if seeded_episodes else env, policy, gamma)
 

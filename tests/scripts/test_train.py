@@ -329,12 +329,15 @@ def test_a_killed_run_goes_on_from_its_snapshot(toy_policy: Path, tmp_path: Path
     assert {path.name for path in (output / "logs").iterdir()} == {"from_0", f"from_{saved.num_timesteps}"}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "subprocess"),
+    [(signal.SIGINT, 130, "false"), (signal.SIGTERM, 143, "false"), (signal.SIGINT, 130, "true")],
+)
 def test_an_interrupt_saves_everything_and_says_how_to_go_on(
-    toy_policy: Path, tmp_path: Path, zprl: Any, start: Any, number: int, code: int
+    toy_policy: Path, tmp_path: Path, zprl: Any, start: Any, number: int, code: int, subprocess: str
 ) -> None:
     output = tmp_path / "run"
-    command = train_command(toy_policy, output, "n_timesteps=400", "save_freq=1000")
+    command = train_command(toy_policy, output, "n_timesteps=400", "save_freq=1000", f"subprocess={subprocess}")
     process = start(*command)
     wait_for(output / "evaluations.csv", process)
     os.killpg(process.pid, number)
