@@ -40,7 +40,7 @@ def _readable(runs: Sequence[str | Path]) -> list[Run]:
     for folder in runs:
         try:
             read.append(read_run(folder))
-        except ReportError as error:
+        except (ReportError, OSError) as error:
             if len(runs) == 1:
                 raise
             print(f"zprl report: left out: {error}", file=sys.stderr)

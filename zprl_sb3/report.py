@@ -25,6 +25,7 @@ T_QUANTILES = (
 )
 COLORS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#9f6b53")
 GUIDELINE = (0.1, 0.2)  # advised RMS(λΔz) / RMS(z)
+NEEDED = ["env_steps", "success_rate", "ci_low", "ci_high"]  # of every row; the other columns may be missing
 
 
 class ReportError(ValueError):
@@ -69,7 +70,7 @@ def read_run(folder: str | Path) -> Run:
         env_id, seed = run["env_id"], run["seed"]
         facts = {"base policy": run["policy"][:8], **flatten(run["settings"])}
         float(facts["scale"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{file} is damaged or not of `zprl train`: {error!r}") from error
     facts = {key: value for key, value in facts.items() if key not in NOT_IDENTITY}
     return Run(folder, env_id, seed, facts, _read_curve(folder / "evaluations.csv"))
@@ -77,11 +78,13 @@ def read_run(folder: str | Path) -> Run:
 
 def _read_curve(file: Path) -> pd.DataFrame:
     try:
-        curve = pd.read_csv(file)
+        curve = pd.read_csv(file, dtype=float)
     except ValueError as error:
         raise ReportError(f"{file} is damaged: {error}") from error
-    if curve.empty or not {"env_steps", "success_rate"} <= set(curve):
+    if curve.empty or not set(NEEDED) <= set(curve):
         raise ReportError(f"{file} holds no evaluations")
+    if curve[NEEDED].isna().any(axis=None):
+        raise ReportError(f"{file} is damaged: figures are missing")
     return curve
 
 
@@ -97,7 +100,11 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
             members.append(run)
         else:
             groups.append([run])
-    return {_label(members[0], [each[0] for each in groups]): members for members in groups}
+    labelled: dict[str, list[Run]] = {}
+    for members in groups:
+        # A setting may be null in one run and missing in another: they read alike, and are.
+        labelled.setdefault(_label(members[0], [each[0] for each in groups]), []).extend(members)
+    return labelled
 
 
 def _label(run: Run, others: Sequence[Run]) -> str:
@@ -188,8 +195,9 @@ def markdown_table(runs: Sequence[Run]) -> str:
     for run in runs:
         last, success = run.curve.iloc[-1], run.curve["success_rate"]
         cells = [labels[id(run)], run.seed, f"{success.iloc[0]:.2f}", f"{success.iloc[-3:].mean():.2f}"]
-        cells += [f"{success.max():.2f}", f"{last['env_steps']:.0f}", f"{last['rms_ratio']:.2f}"]
-        lines.append("| " + " | ".join(map(str, [*cells, _optional(last, "context_distance")])) + " |")
+        cells += [f"{success.max():.2f}", f"{last['env_steps']:.0f}"]
+        cells += [_optional(last, column) for column in ("rms_ratio", "context_distance")]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from programs import TINY, pretrain_command, train_command
 from zprl_sb3.callbacks import read_rows
+from zprl_sb3.scripts import quickstart as program
 from zprl_sb3.scripts.common import read_yaml
 from zprl_sb3.scripts.evaluate import WAYS
 from zprl_sb3.scripts.quickstart import quickstart
@@ -86,6 +88,22 @@ def test_quickstart_goes_all_the_way_and_repeats_nothing(tmp_path: Path, capsys:
     out = capsys.readouterr().out
     assert out.count("is trained already") == 2
     assert "is complete already" in out
+
+
+def test_quickstart_hands_its_device_to_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zprl: Any) -> None:
+    devices: dict[str, str] = {}
+
+    def stage(name: str, device: Callable[..., str], result: Any) -> None:
+        monkeypatch.setattr(program, name, lambda *a, **k: devices.update({name: device(*a, **k)}) or result)
+
+    stage("pretrain", lambda config: config["device"], tmp_path / "policy")
+    stage("evaluate_base", lambda *arguments: arguments[3], {})
+    stage("train", lambda *arguments: arguments[4], tmp_path / "zprl-0" / "model.zip")
+    stage("evaluate_run", lambda *_, device, **__: device, {})
+    for name, result in (("collect", tmp_path), ("report", (tmp_path, "")), ("table", "")):
+        monkeypatch.setattr(program, name, lambda *_, result=result: result)
+    assert zprl("quickstart", "--output", tmp_path, "--device", "cuda:0")[0] == 0
+    assert devices == dict.fromkeys(("pretrain", "evaluate_base", "train", "evaluate_run"), "cuda:0")
 
 
 def test_quickstart_refuses_what_it_does_not_know(tmp_path: Path, zprl: Any) -> None:

@@ -64,6 +64,41 @@ def test_a_folder_that_is_not_a_run_does_not_stop_the_others(toy_run: Path, tmp_
     assert "None of these 2 folders can be reported" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.yml", "{env_id: a, seed: 1, policy: b, settings: []}"),
+        ("evaluations.csv", "env_steps,success_rate\n0,a\n"),
+    ],
+)
+def test_a_damaged_run_does_not_stop_the_others(
+    toy_run: Path, tmp_path: Path, zprl: Any, name: str, content: str
+) -> None:
+    run = copy_of(toy_run, tmp_path / "run", seed=1)
+    (run / name).write_text(content)
+    code, out, err = zprl("report", run, toy_run, "--output", tmp_path / "report")
+    assert code == 0
+    assert err.startswith(f"zprl report: left out: {run / name} ")
+    assert err.count("\n") == out.count("PointReach") == 1
+
+
+def test_a_run_that_may_not_be_read_does_not_stop_the_others(
+    toy_run: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, read = copy_of(toy_run, tmp_path / "run", seed=1), Path.read_text
+
+    def forbidding(path: Path, *arguments: Any, **more: Any) -> str:
+        if path == run / "run.yml":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "read_text", forbidding)
+    code, out, err = zprl("report", run, toy_run, "--output", tmp_path / "report")
+    assert code == 0
+    assert err == f"zprl report: left out: [Errno 13] Permission denied: '{run / 'run.yml'}'\n"
+    assert out.count("PointReach") == 1
+
+
 def test_a_checkpoint_is_not_a_run(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
     code, _, err = zprl("report", toy_policy, "--output", tmp_path / "report")
     assert code == 1

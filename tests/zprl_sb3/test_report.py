@@ -75,9 +75,14 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
         ("run.yml", "just a text"),
         ("run.yml", "{seed: [1"),
         ("run.yml", "{env_id: test/A-v0, seed: 1}"),
+        ("run.yml", "{env_id: test/A-v0, seed: 1, policy: abc, settings: [scale]}"),
+        ("run.yml", "{env_id: test/A-v0, seed: 1, policy: abc, settings: text}"),
         ("evaluations.csv", ""),
         ("evaluations.csv", "chunks,env_steps,success_rate\n"),
         ("evaluations.csv", "a,b\n1,2\n"),
+        ("evaluations.csv", "env_steps,success_rate\n0,0.5\n"),
+        ("evaluations.csv", "env_steps,success_rate,ci_low,ci_high\n0,many,0,1\n"),
+        ("evaluations.csv", "env_steps,success_rate,ci_low,ci_high\n0,0.5,0,1\n100,0.6\n"),
     ],
 )
 def test_a_damaged_run_is_named(folder: Path, file: str, content: str) -> None:
@@ -109,6 +114,14 @@ def test_runs_on_another_policy_or_with_other_settings_stay_apart() -> None:
         "test/PointReach-v0, λ = 0.5, algorithm.tau = 0.1",
     ]
     assert "base policy = def" in markdown_table([first, policy]).splitlines()[-1]
+
+
+def test_runs_whose_settings_read_alike_belong_together() -> None:
+    missing, null = run([0.5], seed=0), run([0.6], seed=1, **{"algorithm.clip": None})
+    number, text = (run([0.7], seed=index, scale=0.2, task=task) for index, task in enumerate((1, "1")))
+    runs = [missing, null, number, text]
+    assert list(group(runs).values()) == [[missing, null], [number, text]]
+    assert len(markdown_table(runs).splitlines()) == 2 + 4
 
 
 def test_the_interval_over_seeds_by_hand() -> None:
@@ -167,6 +180,12 @@ def test_a_run_without_a_decoder_is_drawn_and_listed_too(tmp_path: Path) -> None
     embedding.curve = embedding.curve.drop(columns=["context_distance", "displacement"])
     assert draw([embedding], tmp_path / "curves.png").stat().st_size > 10_000
     assert markdown_table([embedding]).splitlines()[-1].endswith("| 0.20 | – |")
+
+
+def test_a_run_without_diagnostics_is_drawn_and_listed_too(folder: Path) -> None:
+    (folder / "evaluations.csv").write_text("env_steps,success_rate,ci_low,ci_high\n0,0.5,0.4,0.6\n")
+    assert draw([read_run(folder)], folder / "curves.png").stat().st_size > 10_000
+    assert markdown_table([read_run(folder)]).splitlines()[-1].endswith("| 0 | – | – |")
 
 
 def test_the_table_has_a_row_per_run_by_hand() -> None:
