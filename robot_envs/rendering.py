@@ -149,5 +149,10 @@ def _close_at_exit(cameras: Cameras) -> None:
     # MuJoCo ends OpenGL when Python exits, and then fails noisily to free what is left. What is registered later runs
     # earlier: registered once the first renderer is there, this comes before it.
     if not _OPEN:
-        atexit.register(lambda: [each.close() for each in list(_OPEN)])
+        atexit.register(_close_all)
     _OPEN.add(cameras)
+
+
+def _close_all() -> None:
+    for cameras in list(_OPEN):
+        cameras.close()

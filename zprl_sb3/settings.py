@@ -14,6 +14,8 @@ import yaml
 def load_settings(name: str, env_id: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the settings of one environment: ``default``, then the environment's own entry, then the overrides.
 
+    An entry may start from another one than ``default``, which it then names: ``default: robosuite``.
+
     :param name: File in ``hyperparams/`` (``"zprl.yml"``) or the path of a file of the user's
     :param env_id: Gymnasium id, e.g. ``"zprl/Push-v0"``
     :param overrides: ``"key=value"``, dots for nested keys, values in YAML (``"scale=0.3"``)
@@ -22,9 +24,13 @@ def load_settings(name: str, env_id: str, overrides: Sequence[str] = ()) -> dict
     :raises ValueError: If the file is no such table, or a value is of another kind than the default
     """
     tables = _read(name)
-    default: dict[str, Any] = tables["default"]
+    entry = dict(tables.get(env_id) or {})
+    base = entry.pop("default", "default")
+    default = tables.get(base)
+    if not isinstance(default, dict):
+        raise ValueError(f"{name}, {env_id}: there is no entry {base!r} to start from")
     settings = copy.deepcopy(default)
-    _merge(settings, tables.get(env_id) or {}, default, where=f"{name}, {env_id}")
+    _merge(settings, entry, default, where=f"{name}, {env_id}")
     for override in overrides:
         _merge(settings, parse_override(override), default, where=f"override {override!r}")
     return settings
