@@ -21,7 +21,7 @@ import numpy as np
 # The worker processes import this module: nothing here may import torch, which would cost each of them 150 MB.
 from zprl_sb3.pretrain.demonstrations import DemonstrationError
 from zprl_sb3.pretrain.recording import Episode, save_episode
-from zprl_sb3.robot_envs import UnstableSimulationError, demonstrators
+from zprl_sb3.robot_envs import UnstableSimulationError, demonstrators, robosuite_executor, robosuite_experts
 from zprl_sb3.robot_envs.base import SimulatedEnv
 from zprl_sb3.robot_envs.demonstrators import Demonstrator, Graded, sample_operator
 
@@ -45,6 +45,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "metaworld": Family("metaworld", demonstrators.Operator, demonstrators.ScriptedDemonstrator),
+    "robosuite": Family("robosuite", robosuite_executor.Operator, robosuite_experts.ScriptedDemonstrator),
 }
 """By the module of ``zprl_sb3.robot_envs`` that the environments are in."""
 
