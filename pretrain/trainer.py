@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch as th
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from zprl_sb3.bottleneck import bottleneck_loss
-from zprl_sb3.files import atomic_path
 from zprl_sb3.flow import flow_loss, sample_times, without_gradients
+from zprl_sb3.interrupts import interrupts_wait
 from zprl_sb3.policy import FlowPolicy, Observation
+from zprl_sb3.pretrain.optimization import adamw, cosine, update_ema
+from zprl_sb3.pretrain.training_state import read_state, write_state
 from zprl_sb3.pretrain.windows import Windows
 
 STATE = "training_state.pt"
-EMA_POWER, EMA_MAX = 0.8, 0.9999
-BETAS, WEIGHT_DECAY = (0.95, 0.999), 1e-6
 
 
 @dataclass(frozen=True)
@@ -37,18 +32,26 @@ class TrainingConfig:
     :param batch_size: Windows per step
     :param learning_rate: Peak of the cosine schedule
     :param warmup_steps: Steps of linear warm-up before it
+    :param betas: Of AdamW
+    :param weight_decay: Of AdamW, on all weights
+    :param ema_power: The average of the weights has the decay 1 - (1 + step)^-power
+    :param ema_max: Largest decay
     :param beta: Weight of the bottleneck's KL
     :param reconstruction: Weight of its reconstruction error
     :param validate_every: Steps between validations
-    :param save_every: Steps between saves of the training state
+    :param save_every: Steps between saves of the training state and of the policy so far
     :param seed: Of initialisation, split, batches and noise
-    :raises ValueError: If a count is not a whole number of at least 1, or the learning rate is not positive
+    :raises ValueError: If a count is not a whole number of at least 1, or a real number is out of its range
     """
 
     steps: int
     batch_size: int
     learning_rate: float
     warmup_steps: int
+    betas: Sequence[float]
+    weight_decay: float
+    ema_power: float
+    ema_max: float
     beta: float
     reconstruction: float
     validate_every: int
@@ -57,11 +60,29 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every", "save_every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"training.{name} must be a whole number of at least 1, not {value!r}")
-        if not isinstance(self.learning_rate, (int, float)) or not self.learning_rate > 0:
-            raise ValueError(f"training.learning_rate must be positive, not {self.learning_rate!r}")
+            self._require(name, _count(getattr(self, name)), "a whole number of at least 1")
+        for name in ("learning_rate", "ema_power"):
+            self._require(name, _real(getattr(self, name)) and getattr(self, name) > 0, "positive")
+        self._require("weight_decay", _real(self.weight_decay) and self.weight_decay >= 0, "at least 0")
+        self._require("ema_max", _share(self.ema_max), "at least 0 and below 1")
+        betas = isinstance(self.betas, Sequence) and len(self.betas) == 2 and all(map(_share, self.betas))
+        self._require("betas", betas, "two numbers of at least 0 and below 1")
+
+    def _require(self, name: str, fits: bool, what: str) -> None:
+        if not fits:
+            raise ValueError(f"training.{name} must be {what}, not {getattr(self, name)!r}")
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _share(value: Any) -> bool:
+    return _real(value) and 0 <= value < 1
 
 
 class Trainer:
@@ -75,26 +96,35 @@ class Trainer:
     :param validation: Held-out windows
     :param config: Settings
     :param folder: For TensorBoard and the training state
+    :param save_checkpoint: Called with the averaged policy and the step after every save of the state, so that there
+        is a checkpoint to try before the training ends
     """
 
     def __init__(
-        self, policy: FlowPolicy, train: Windows, validation: Windows, config: TrainingConfig, folder: Path
+        self,
+        policy: FlowPolicy,
+        train: Windows,
+        validation: Windows,
+        config: TrainingConfig,
+        folder: Path,
+        save_checkpoint: Callable[[FlowPolicy, int], object] | None = None,
     ) -> None:
         self.policy, self.train, self.validation, self.config, self.folder = policy, train, validation, config, folder
+        self.save_checkpoint = save_checkpoint
         frames = th.cat([train.observations[key] for key in policy.keys], dim=-1)
         policy.obs_normalizer.fit(frames)
         policy.action_normalizer.fit(train.actions)
         self.ema = copy.deepcopy(policy).freeze()
-        self.optimizer = th.optim.AdamW(
-            policy.parameters(), config.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
-        )
+        self.optimizer = adamw(policy, config.learning_rate, config.betas, config.weight_decay)
         self.step = 0
 
     def run(self) -> FlowPolicy:
         """Train to the end and return the policy with EMA weights.
 
         :raises FloatingPointError: If the loss or a weight is not finite
-        :raises ValueError: If the saved state is damaged
+        :raises ValueError: If the saved state cannot be read, or is of another architecture
+        :raises KeyboardInterrupt: After Ctrl-C, once the step is done and saved
+        :raises SystemExit: The same after SIGTERM
         """
         self._resume()
         th.set_flush_denormal(True)  # they appear late in the training and are slow
@@ -106,24 +136,24 @@ class Trainer:
         return self.ema
 
     def _loop(self, board: SummaryWriter, bar: tqdm[Any]) -> None:
-        with _ctrl_c_waits() as received:
+        with interrupts_wait() as pending:
             for index in self._batches():
                 losses = self._update(index)
                 self._report(losses, board, bar)
-                if received:
+                if pending:
                     self._save()
                     tqdm.write(f"Interrupted at step {self.step}, all is saved. The same command goes on from there")
-                    raise KeyboardInterrupt
+                    raise pending.exception()
 
     def _update(self, index: th.Tensor) -> dict[str, th.Tensor]:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * _cosine(self.step, self.config.warmup_steps, self.config.steps)
+            group["lr"] = self.config.learning_rate * cosine(self.step, self.config.warmup_steps, self.config.steps)
         losses = offline_losses(self.policy, *self.train.batch(index), self.config)
         self.optimizer.zero_grad()
         losses["total"].backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.step += 1
-        update_ema(self.ema, self.policy, self.step)
+        update_ema(self.ema, self.policy, self.step, self.config.ema_power, self.config.ema_max)
         return losses
 
     def _batches(self) -> Iterator[th.Tensor]:
@@ -173,26 +203,29 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "rng": [th.get_rng_state(), *th.cuda.get_rng_state_all()],
         }
-        # Through Python's own file, so that a full disk is told apart from other errors.
-        with atomic_path(self.folder / STATE) as temporary, open(temporary, "wb") as file:
-            th.save(state, file)
+        write_state(self.folder / STATE, state)
+        if self.save_checkpoint is not None:
+            self.save_checkpoint(self.ema, self.step)
 
     def _resume(self) -> None:
         th.manual_seed(self.config.seed)
         file = self.folder / STATE
         if not file.is_file():
             return
+        state = read_state(file)
         try:
-            state = th.load(file, map_location=self.policy.device, weights_only=True)
-        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{file} is damaged: delete it to train from the beginning") from error
-        self.step = state["step"]
-        self.policy.load_state_dict(state["policy"])
-        self.ema.load_state_dict(state["ema"])
+            self.policy.load_state_dict(state["policy"])
+            self.ema.load_state_dict(state["ema"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{file} is of a policy with another architecture: go on with the model settings that it was trained "
+                "with, or delete it to train from the beginning"
+            ) from error
         self.optimizer.load_state_dict(state["optimizer"])
-        cpu, *gpus = (rng.cpu() for rng in state["rng"])
+        self.step = state["step"]
+        cpu, *gpus = state["rng"]
         th.set_rng_state(cpu)
-        th.cuda.set_rng_state_all(gpus)
+        th.cuda.set_rng_state_all(gpus[: th.cuda.device_count()])
         tqdm.write(f"Going on from step {self.step}, saved in {file}")
 
 
@@ -216,30 +249,3 @@ def offline_losses(
         policy.bottleneck, velocity, context, actions, noise, times, config.beta, config.reconstruction
     )
     return {"imitation": imitation, **losses, "total": imitation + losses["total"]}
-
-
-def update_ema(ema: nn.Module, module: nn.Module, step: int) -> None:
-    """Move the average towards the weights with decay 1 - (1 + step)^-0.8, at most 0.9999."""
-    decay = min(1 - (1 + step) ** -EMA_POWER, EMA_MAX)
-    with th.no_grad():
-        th._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[list[int]]:
-    """Collect Ctrl-C: raised in the middle of an update it would leave a state that no uninterrupted run has."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there are signals handled
-        yield received
-        return
-    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _cosine(step: int, warmup: int, total: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

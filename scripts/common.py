@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from zprl_sb3.files import atomic_path
+from zprl_sb3.settings import flatten
+
+PACKAGES = ("zprl-sb3", "torch", "stable-baselines3", "gymnasium", "numpy", "mujoco")
 
 if TYPE_CHECKING:
     import torch as th
@@ -87,28 +91,44 @@ def device_of(name: str) -> th.device:
     return device
 
 
+def make_arguments(checkpoint: str | Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``gymnasium.make``: those of the policy's demonstrations, then the changes."""
+    from zprl_sb3.checkpoint import read_config
+
+    return {**read_config(checkpoint).get("env_kwargs", {}), **changes}
+
+
 def refuse_other_run(file: Path, settings: dict[str, Any], ignore: Sequence[str] = ()) -> None:
     """Check that the run that may be in a folder has the same settings.
 
     :param file: The YAML file in the run's folder that :func:`record_run` writes
     :param settings: All that determines the run
-    :param ignore: Keys that may differ
+    :param ignore: Keys that may differ, dots for nested ones
     :raises ValueError: If another run is there, naming the settings that differ
     """
     if not file.is_file():
         return
-    there, here = (_flat({k: v for k, v in x.items() if k not in ignore}) for x in (read_yaml(file), settings))
-    different = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    there, here = flatten(read_yaml(file)), flatten(settings)
+    free = tuple(f"{key}." for key in (*ignore, "versions"))
+    keys = sorted(key for key in {*there, *here} if not f"{key}.".startswith(free))
+    different = [key for key in keys if there.get(key) != here.get(key)]
     if different:
         changes = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different)
         raise ValueError(f"{file.parent} holds a run with other settings: {changes}. Choose another output folder")
 
 
 def record_run(file: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a run into its folder, once they have proved to work: a typing error must not claim it."""
-    if not file.is_file():
-        with atomic_path(file) as temporary:
-            temporary.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    """Write the settings of a run, and the versions it runs with, into its folder.
+
+    To be called once they have proved to work: a typing error must not claim the folder.
+    """
+    content = settings | {"versions": {name: version(name) for name in PACKAGES if _installed(name)}}
+    with atomic_path(file) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _installed(name: str) -> bool:
+    return any(distributions(name=name))
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -120,10 +140,3 @@ def read_yaml(file: Path) -> dict[str, Any]:
         return dict(yaml.safe_load(file.read_text()))
     except (TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is damaged: not a YAML table") from error
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zprl_sb3.checkpoint import load_policy, read_config
+from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.diagnostics import Recorder
 from zprl_sb3.evaluation import NoSteering, evaluate, parallel_envs
-from zprl_sb3.files import write_json
+from zprl_sb3.files import readable, write_json
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import cli
-from zprl_sb3.scripts.common import add_device, add_seed, at_least, device_of, new_parser, read_yaml
+from zprl_sb3.scripts.common import add_device, add_seed, at_least, device_of, make_arguments, new_parser, read_yaml
 from zprl_sb3.wrappers import EmbeddingSteering, LatentSteering, Steering, make_vec_steering
 from zprl_sb3.wrappers.steering import NoiseKind
 
@@ -29,46 +29,41 @@ Episode k starts from the layout and the flow noise of seed SEED + k, whatever i
 episode by episode. Training never uses these seeds."""
 
 
-def base_policies() -> dict[str, dict[str, Any]]:
-    """Return the four ways to run a base policy, by name: arguments of :func:`evaluate_base`."""
-    return {
-        "base through the bottleneck": {"path": "bottleneck", "noise": "normal"},
-        "base through c": {"path": "context", "noise": "normal"},
-        "base through the bottleneck, zero noise": {"path": "bottleneck", "noise": "zero"},
-        "base through c, zero noise": {"path": "context", "noise": "zero"},
-    }
+# The base policy and its controls: through the bottleneck's mean or through c, with and without flow noise.
+WAYS: dict[str, tuple[type[Steering], NoiseKind]] = {
+    "base through the bottleneck": (LatentSteering, "normal"),
+    "base through c": (EmbeddingSteering, "normal"),
+    "base through the bottleneck, zero noise": (LatentSteering, "zero"),
+    "base through c, zero noise": (EmbeddingSteering, "zero"),
+}
 
 
 def evaluate_base(
     checkpoint: str | Path,
     episodes: int,
     seed: int,
-    path: str = "bottleneck",
-    noise: NoiseKind = "normal",
     device: str = "auto",
     chunk: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Evaluate a base policy and return the result as :func:`evaluate_run` does, with the ``path`` that was taken.
+) -> dict[str, dict[str, Any]]:
+    """Evaluate a base policy in the four ways of :data:`WAYS` and return the results by name.
+
+    Each is as :func:`evaluate_run` returns it, where there is something to tell.
 
     :param checkpoint: Its folder
-    :param episodes: How many
+    :param episodes: How many, for each way
     :param seed: First episode seed
-    :param path: ``"bottleneck"`` (through its mean, z) or ``"context"`` (through c)
-    :param noise: Flow noise, ``"normal"`` or ``"zero"``
     :param device: ``cpu``, ``cuda`` or ``auto``
     :param chunk: h; the checkpoint's own where None
-    :param env_kwargs: Arguments of ``gymnasium.make``; those of the demonstrations where None
+    :param env_kwargs: Further arguments of ``gymnasium.make``, beside those of the demonstrations
     """
     policy = load_policy(checkpoint, chunk, device_of(device))
-    kwargs = read_config(checkpoint).get("env_kwargs", {}) if env_kwargs is None else env_kwargs
-    steering: Steering
-    if path == "bottleneck":
-        steering = LatentSteering(policy, scale=1.0, noise=noise)
-    else:
-        steering = EmbeddingSteering(policy, scale=1.0, noise=noise)
-    result = _evaluate(NoSteering(), policy, steering, episodes, seed, kwargs)
-    return result | {"policy": str(checkpoint), "model": None, "scale": None, "path": path}
+    arguments = make_arguments(checkpoint, env_kwargs or {})
+    results: dict[str, dict[str, Any]] = {}
+    for name, (kind, noise) in WAYS.items():
+        result = _evaluate(NoSteering(), policy, kind(policy, scale=1.0, noise=noise), episodes, seed, arguments)
+        results[name] = result | {"policy": str(checkpoint), "model": None, "scale": None}
+    return results
 
 
 def evaluate_run(
@@ -89,22 +84,16 @@ def evaluate_run(
         raise FileNotFoundError(f"{run} has no model.zip: it is not a finished run (continue it with `zprl train`)")
     settings = read_yaml(run / "run.yml")["settings"]
     policy = load_policy(run / "policy", settings["chunk"], device_of(device))
-    kwargs = read_config(run / "policy").get("env_kwargs", {}) | settings["env_kwargs"]
-    model = _load_model(run / "model.zip", device)
+    arguments = make_arguments(run / "policy", settings["env_kwargs"])
+    with readable(run / "model.zip"):
+        model = SteeringSAC.load(run / "model.zip", device=device)
     assert model.steering_spec is not None
     steering = LatentSteering(policy, settings["scale"], noise=noise)
     model.steering_spec.require_same(steering.spec(settings["gamma"]))
-    recorder = Recorder(model)
-    result = _evaluate(recorder, policy, steering, episodes, seed, kwargs)
+    recorder = Recorder(model, episodes)
+    result = _evaluate(recorder, policy, steering, episodes, seed, arguments)
     result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": steering.scale}
-    return result | {"path": "bottleneck", "steering": recorder.diagnose(steering), "env_steps": model.env_steps}
-
-
-def _load_model(file: Path, device: str) -> SteeringSAC:
-    try:
-        return SteeringSAC.load(file, device=device)
-    except (AssertionError, KeyError, ValueError) as error:  # an empty, a foreign, a truncated file
-        raise ValueError(f"{file} is damaged ({error}): delete it and run the same `zprl train` again") from error
+    return result | {"steering": recorder.diagnose(steering), "env_steps": model.env_steps}
 
 
 def _evaluate(
@@ -113,17 +102,23 @@ def _evaluate(
     steering: Steering,
     episodes: int,
     seed: int,
-    env_kwargs: dict[str, Any],
+    arguments: dict[str, Any],
 ) -> dict[str, Any]:
     assert policy.env_id is not None
     env = make_vec_steering(
-        policy.env_id, steering, parallel_envs(episodes), env_kwargs=env_kwargs, seeded_episodes=True
+        policy.env_id, steering, parallel_envs(episodes), env_kwargs=arguments, seeded_episodes=True
     )
     try:
         result = evaluate(predictor, env, seed, episodes).summary()
     finally:
         env.close()
-    return result | {"env_id": policy.env_id, "noise": steering.noise, "chunk": policy.chunk}
+    route = "bottleneck" if isinstance(steering, LatentSteering) else "context"
+    return result | {"env_id": policy.env_id, "route": route, "noise": steering.noise, "chunk": policy.chunk}
+
+
+def base_evaluation(checkpoint: str | Path) -> Path:
+    """Return where the results of :func:`evaluate_base` are kept."""
+    return Path(checkpoint).parent / "base_evaluation.json"
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -146,7 +141,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=at_least(1), default=200, help="how many; default: %(default)s")
     add_seed(parser, 100_000, "first episode seed")
     parser.add_argument("--noise", choices=("normal", "zero"), default="normal", help="flow noise of a steered model")
-    parser.add_argument("--output", help="JSON file; default: evaluation.json in, or beside, the folder")
+    parser.add_argument("--chunk", type=at_least(1), help="h of a base policy; default: the checkpoint's own")
+    parser.add_argument(
+        "--output",
+        help="JSON file; default: evaluation.json or evaluation_zero_noise.json in a run's folder, "
+        "base_evaluation.json beside a base policy's",
+    )
     add_device(parser)
     return parser
 
@@ -156,16 +156,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     what = Path(args.what)
     if (what / "run.yml").is_file():
-        name = "steered" if args.noise == "normal" else "steered, zero noise"
-        results = {name: evaluate_run(what, args.episodes, args.seed, args.noise, args.device)}
-        output, content = what / "evaluation.json", results[name]
+        zero = args.noise == "zero"
+        result = evaluate_run(what, args.episodes, args.seed, args.noise, args.device)
+        results = {"steered, zero noise" if zero else "steered": result}
+        output, content = what / f"evaluation{'_zero_noise' * zero}.json", result
     else:
-        read_config(what)
-        results = {
-            name: evaluate_base(what, args.episodes, args.seed, device=args.device, **kwargs)
-            for name, kwargs in base_policies().items()
-        }
-        output, content = what.parent / "evaluation.json", results
+        results = content = evaluate_base(what, args.episodes, args.seed, args.device, args.chunk)
+        output = base_evaluation(what)
     output = Path(args.output or output)
     write_json(output, content)
     print(table(results))

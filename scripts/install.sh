@@ -14,9 +14,12 @@ warn() { printf '%s\n' "install: $*" >&2; }
 # Print the version of a Python as two numbers ("3 12"). Fails for names that cannot be run, pyenv's shims among them.
 python_version() { "$1" -c 'import sys; print(*sys.version_info[:2])' 2>/dev/null; }
 
+candidates=(python3 python3.12 python3.11 python3.10 python3.13)
+[ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+
 # Print the first Python 3 whose minor version is at least 10 and at most $1.
 find_python() {
-    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10 python3.13}; do
+    for candidate in "${candidates[@]}"; do
         version=$(python_version "$candidate") || continue
         minor=${version#3 }
         [ "$minor" != "$version" ] && [ "$minor" -ge 10 ] && [ "$minor" -le "$1" ] && echo "$candidate" && return
@@ -70,6 +73,10 @@ if command -v apt-get >/dev/null && command -v dpkg-query >/dev/null; then have_
 # Up to 3.12 everything can be installed; later ones lack robosuite, because there is no numpy<2 for them.
 if python=$(find_python 12); then :
 elif python=$(find_python 99); then warn "$python is newer than 3.12: robosuite and its environments are left out."
+elif [ -n "${PYTHON:-}" ]; then
+    if version=$(python_version "$PYTHON"); then version="it is ${version/ /.}"; else version="it cannot be run"; fi
+    warn "PYTHON=$PYTHON is not Python 3.10 or newer ($version). Name another one, or leave PYTHON out."
+    exit 1
 else
     warn "no Python 3.10 or newer was found. Install one (sudo apt-get install -y python3 python3-venv python3-dev),"
     warn "or name one: make install PYTHON=/path/to/python3"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.checkpoint import save_policy
-from zprl_sb3.files import write_json
+from zprl_sb3.files import recovered, write_json
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
 from zprl_sb3.pretrain.windows import cut_windows, split_episodes
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
-from zprl_sb3.scripts.evaluate import base_policies, evaluate_base, table
+from zprl_sb3.scripts.evaluate import base_evaluation, evaluate_base, table
 
 CONFIG_MODULE = "zprl_sb3.hyperparams.pretrain"
 
@@ -42,23 +44,22 @@ def pretrain(config: dict[str, Any]) -> Path:
     # The hash says which demonstrations these are, wherever they lie.
     run = config | {"dataset_sha256": demos.sha256}
     refuse_other_run(output / "pretrain.yml", run, ignore=("demos", "output", "device", "evaluation"))
-    checkpoint = output / "policy"
+    checkpoint = recovered(output / "policy")
     if checkpoint.is_dir():
         print(f"{checkpoint} is trained already; remove {output} to train it anew")
         return checkpoint
-    trainer = _prepare(demos, config, output)
+    save = partial(save_policy, dataset_sha256=demos.sha256, env_kwargs=demos.env_kwargs, training=config["training"])
+    latest = output / "policy_latest"
+    trainer = _prepare(demos, config, output, lambda policy, step: save(policy, latest, step=step))
     record_run(output / "pretrain.yml", run)
     print(f"Pretraining on {len(demos)} demonstrations of {demos.env_id}; checkpoint and TensorBoard go to {output}")
-    policy = trainer.run()
-    policy.env_id = demos.env_id
-    save_policy(
-        policy, checkpoint, dataset_sha256=demos.sha256, env_kwargs=demos.env_kwargs, training=config["training"]
-    )
+    save(trainer.run(), checkpoint)
+    shutil.rmtree(latest)
     print(f"Wrote {checkpoint}")
     return checkpoint
 
 
-def _prepare(demos: Demonstrations, config: dict[str, Any], output: Path) -> Trainer:
+def _prepare(demos: Demonstrations, config: dict[str, Any], output: Path, save: Callable[..., object]) -> Trainer:
     device = device_of(config["device"])
     th.manual_seed(config["seed"])
     policy = _build(demos, dict(config["model"])).to(device)
@@ -67,7 +68,7 @@ def _prepare(demos: Demonstrations, config: dict[str, Any], output: Path) -> Tra
         cut_windows(demos, episodes, policy.obs_steps, policy.horizon, device) for episodes in (training, validation)
     )
     settings = TrainingConfig(**config["training"], seed=config["seed"])
-    return Trainer(policy, train, held_out, settings, output)
+    return Trainer(policy, train, held_out, settings, output, save)
 
 
 def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
@@ -79,19 +80,19 @@ def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
     settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
     policy = FlowPolicy(FlowPolicyConfig(dims, demos.actions[0].shape[1], **settings))
     policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim))
+    policy.env_id = demos.env_id
     return policy
 
 
-def evaluate_checkpoint(checkpoint: Path, episodes: int, seed: int) -> dict[str, Any]:
+def evaluate_checkpoint(checkpoint: Path, episodes: int, seed: int, device: str = "auto") -> dict[str, Any]:
     """Evaluate both paths (through c and through the bottleneck's mean), with and without flow noise.
 
-    Writes ``evaluation.json`` beside the checkpoint and returns its content.
+    Writes ``base_evaluation.json`` beside the checkpoint, as ``zprl evaluate`` does, and returns its content.
     """
-    file = checkpoint.parent / "evaluation.json"
-    results = {name: evaluate_base(checkpoint, episodes, seed, **kwargs) for name, kwargs in base_policies().items()}
-    write_json(file, results)
+    results = evaluate_base(checkpoint, episodes, seed, device)
+    write_json(base_evaluation(checkpoint), results)
     print(table(results))
-    print(f"Wrote {file}")
+    print(f"Wrote {base_evaluation(checkpoint)}")
     return results
 
 
@@ -112,7 +113,7 @@ def _program(config: DictConfig) -> None:
     plain = _plain(config)
     checkpoint = pretrain(plain)
     if plain["evaluation"]["episodes"]:
-        evaluate_checkpoint(checkpoint, **plain["evaluation"])
+        evaluate_checkpoint(checkpoint, **plain["evaluation"], device=plain["device"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

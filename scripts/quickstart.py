@@ -12,8 +12,8 @@ from typing import Any
 from zprl_sb3.files import atomic_path, write_json
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.collect import collect
-from zprl_sb3.scripts.common import add_seed, add_settings, new_parser
-from zprl_sb3.scripts.evaluate import base_policies, evaluate_base, evaluate_run, table
+from zprl_sb3.scripts.common import add_device, add_seed, add_settings, new_parser
+from zprl_sb3.scripts.evaluate import evaluate_base, evaluate_run, table
 from zprl_sb3.scripts.pretrain import compose, pretrain
 from zprl_sb3.scripts.report import report
 from zprl_sb3.scripts.train import train
@@ -36,7 +36,9 @@ What to type next (`zprl` is in .venv/bin):
 """
 
 
-def quickstart(output: str | Path, seed: int, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+def quickstart(
+    output: str | Path, seed: int, settings: dict[str, Any] | None = None, device: str = "auto"
+) -> dict[str, Any]:
     """Run every stage that is not finished yet and return the evaluations by policy.
 
     Settings: the entries of ``quickstart.env_id`` in ``hyperparams/``; nothing is decided here.
@@ -44,6 +46,7 @@ def quickstart(output: str | Path, seed: int, settings: dict[str, Any] | None = 
     :param output: Folder for everything
     :param seed: Of the steering; demonstrations and base policy have the settings' ``base_seed``
     :param settings: As ``hyperparams/quickstart.yml`` has them, which is where None takes them from
+    :param device: ``cpu``, ``cuda`` or ``auto``
     """
     root, start = Path(output), time.monotonic()
     settings = settings or load_settings("quickstart.yml", "default")
@@ -53,16 +56,16 @@ def quickstart(output: str | Path, seed: int, settings: dict[str, Any] | None = 
     base_seed = settings["base_seed"]
     demos = collect(env_id, settings["demos"], base_seed, root / "demos.hdf5", settings["jobs"], collection)
     _stage("2/5 base policy", start)
-    files = [f"demos='{demos}'", f"output='{root / 'base'}'", f"seed={base_seed}"]
+    files = [f"demos='{demos}'", f"output='{root / 'base'}'", f"seed={base_seed}", f"device={device}"]
     policy = pretrain(compose(overrides=[*settings["pretrain"], *files]))
     _stage("3/5 base policy, four ways", start)
-    results = {name: evaluate_base(policy, episodes, eval_seed, **kwargs) for name, kwargs in base_policies().items()}
+    results = evaluate_base(policy, episodes, eval_seed, device)
     _stage("4/5 steering", start)
     steering = load_settings("zprl.yml", env_id, settings["train"])
-    run = train(policy, root / f"zprl-{seed}", seed, steering).parent
+    run = train(policy, root / f"zprl-{seed}", seed, steering, device).parent
     _stage("5/5 evaluation", start)
-    results["steered"] = evaluate_run(run, episodes, eval_seed)
-    results["steered, zero noise"] = evaluate_run(run, episodes, eval_seed, noise="zero")
+    results["steered"] = evaluate_run(run, episodes, eval_seed, device=device)
+    results["steered, zero noise"] = evaluate_run(run, episodes, eval_seed, noise="zero", device=device)
     write_json(root / "quickstart.json", results)
     picture, _ = report([run], root / "report")
     _finish(root, table(results), run, picture, policy, seed, start)
@@ -88,13 +91,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="runs/quickstart", help="folder for everything; default: %(default)s")
     add_seed(parser, text="of the steering (of demonstrations and base policy: --set base_seed=...)")
     add_settings(parser, "quickstart.yml")
+    add_device(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl quickstart``."""
     args = parser().parse_args(argv)
-    quickstart(args.output, args.seed, load_settings(args.config, "default", args.set))
+    quickstart(args.output, args.seed, load_settings(args.config, "default", args.set), args.device)
     return 0
 
 

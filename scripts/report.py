@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zprl_sb3.files import atomic_path
-from zprl_sb3.report import draw, markdown_table, read_run
+from zprl_sb3.report import ReportError, Run, draw, markdown_table, read_run
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import new_parser
 
@@ -16,7 +16,8 @@ EXAMPLES = """examples:
   zprl report runs/push/zprl-0 runs/push/zprl-1 runs/push/zprl-2 --output runs/push/report
   zprl report runs/push/zprl-* --output runs/push/report
 
-Runs that differ in their seed only become one curve with a 95 % band. Runs that still train can be reported too."""
+Runs that differ in their seed only become one curve with a 95 % band; others are told apart by what differs. Runs that
+still train can be reported too. A folder that cannot be reported is named and left out."""
 
 
 def report(runs: Sequence[str | Path], output: str | Path) -> tuple[Path, str]:
@@ -24,14 +25,28 @@ def report(runs: Sequence[str | Path], output: str | Path) -> tuple[Path, str]:
 
     :param runs: Run folders
     :param output: Folder to write to
-    :raises ReportError: If a folder is not a run, or has not evaluated yet
+    :raises ReportError: If no folder is a run that has evaluated
     """
-    read = [read_run(run) for run in runs]
+    read = _readable(runs)
     picture = draw(read, Path(output) / "report.png")
     table = markdown_table(read)
     with atomic_path(Path(output) / "report.md") as temporary:
         temporary.write_text(f"{table}\n\n![learning curves](report.png)\n")
     return picture, table
+
+
+def _readable(runs: Sequence[str | Path]) -> list[Run]:
+    read: list[Run] = []
+    for folder in runs:
+        try:
+            read.append(read_run(folder))
+        except ReportError as error:
+            if len(runs) == 1:
+                raise
+            print(f"zprl report: left out: {error}", file=sys.stderr)
+    if not read:
+        raise ReportError(f"None of these {len(runs)} folders can be reported")
+    return read
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import pickle
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.save_util import load_from_zip_file
 
 from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
 from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
-from zprl_sb3.files import atomic_path, recovered
+from zprl_sb3.files import atomic_path, readable, recovered
+from zprl_sb3.interrupts import interrupts_wait
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import cli
@@ -26,22 +26,25 @@ from zprl_sb3.scripts.common import (
     add_seed,
     add_settings,
     device_of,
+    make_arguments,
     new_parser,
     record_run,
     refuse_other_run,
 )
-from zprl_sb3.settings import load_settings
+from zprl_sb3.settings import NOT_IDENTITY, load_settings
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 
 EVAL_SEED = 50_000  # of the episodes of the learning curve; `zprl evaluate` uses others
-RESUMED = 10**9  # the seeds of a resumed run's episodes lie beyond all of these
+# Training layouts come from seeds beyond all that are evaluated, those after resuming from seeds beyond these.
+TRAINING, RESUMED = 10**9, 2 * 10**9
 COUNTS = ("n_envs", "n_timesteps", "eval_freq", "eval_episodes", "save_freq")
 EXAMPLES = """examples:
   zprl train --policy runs/push/policy --output runs/push/zprl-0
   zprl train --policy runs/push/policy --output runs/push/zprl-1 --seed 1 --set scale=0.3 algorithm.batch_size=512
 
 The run folder holds the settings, a copy of the policy, snapshots, evaluations.csv, TensorBoard and CSV logs, and at
-the end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C."""
+the end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C; with a larger
+n_timesteps it goes on with a finished run, too (its replay buffer keeps its size and drops the oldest chunks)."""
 
 
 def train(
@@ -63,24 +66,33 @@ def train(
     if policy.env_id is None:
         raise ValueError(f"{policy_path} does not say which environment it is for")
     run = {"env_id": policy.env_id, "seed": seed, "policy": policy.fingerprint(), "settings": settings}
-    refuse_other_run(output / "run.yml", run)
-    if model_path.is_file():
-        print(f"{model_path} is trained already; choose another --output to train anew")
+    refuse_other_run(output / "run.yml", run, ignore=[f"settings.{name}" for name in NOT_IDENTITY])
+    if model_path.is_file() and _trained_chunks(model_path) >= settings["n_timesteps"]:
+        print(f"{model_path} is trained already; choose another --output to train anew, or a larger n_timesteps")
         return model_path
-    envs = _make_envs(policy, env_kwargs(policy_path, settings), settings)
-    model, callbacks = _prepare(*envs, output, seed, settings, device)
-    record_run(output / "run.yml", run)
-    if not (output / "policy").is_dir():
-        with atomic_path(output / "policy") as temporary:
-            shutil.copytree(policy_path, temporary)
-    print(f"Steering {policy.env_id} with λ = {settings['scale']} and seed {seed}; everything goes to {output}")
-    _learn(model, callbacks, settings["n_timesteps"], output)
+    envs = _make_envs(policy, make_arguments(policy_path, settings["env_kwargs"]), settings)
+    try:
+        model, evaluations = _prepare(*envs, output, seed, settings, device)
+        record_run(output / "run.yml", run)
+        if not (output / "policy").is_dir():
+            with atomic_path(output / "policy") as temporary:
+                shutil.copytree(policy_path, temporary)
+        print(f"Steering {policy.env_id} with λ = {settings['scale']} and seed {seed}; everything goes to {output}")
+        _learn(model, evaluations, settings, output)
+    finally:
+        for env in envs:
+            env.close()
     with atomic_path(model_path) as temporary:
         model.save(temporary)
-    for env in envs:
-        env.close()
     print(f"Wrote {model_path} and {output / 'evaluations.csv'}")
     return model_path
+
+
+def _trained_chunks(model_path: Path) -> int:
+    with readable(model_path):
+        data, _, _ = load_from_zip_file(model_path, device="cpu")
+        assert data is not None
+        return int(data["num_timesteps"])
 
 
 def _check(settings: dict[str, Any]) -> None:
@@ -90,12 +102,6 @@ def _check(settings: dict[str, Any]) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def env_kwargs(policy_path: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``gymnasium.make``: those of the demonstrations, then those of the settings."""
-    recorded: dict[str, Any] = read_config(policy_path).get("env_kwargs", {})
-    return {**recorded, **settings["env_kwargs"]}
 
 
 def _make_envs(policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, Any]) -> tuple[VecSteering, VecSteering]:
@@ -114,51 +120,49 @@ def _make_envs(policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, A
 
 def _prepare(
     env: VecSteering, eval_env: VecSteering, output: Path, seed: int, settings: dict[str, Any], device: str
-) -> tuple[SteeringSAC, CallbackList]:
+) -> tuple[SteeringSAC, SteeringEvalCallback]:
     snapshot = recovered(output / "snapshot")
     if snapshot.is_dir():
-        model = _load(snapshot, env, device)
+        with readable(snapshot):
+            model = load_snapshot(SteeringSAC, snapshot, env, device=device)
+        assert isinstance(model, SteeringSAC)
         env.seed(RESUMED + seed + model.num_timesteps)  # new episodes, not those from the beginning again
         print(f"Going on from {model.env_steps} env steps, saved in {snapshot}")
     else:
-        model = SteeringSAC("MultiInputPolicy", env, seed=seed, device=device, **_algorithm(settings))
+        model = _new_model(env, seed, settings, device)
+        env.seed(TRAINING + seed)
     # A resumed run gets log files of its own: SB3 opens them for writing anew.
     model.set_logger(configure(str(output / "logs" / f"from_{model.num_timesteps}"), ["csv", "tensorboard"]))
-    evaluations = SteeringEvalCallback(
+    return model, SteeringEvalCallback(
         eval_env, output / "evaluations.csv", settings["eval_freq"], settings["eval_episodes"], seed=EVAL_SEED
     )
-    return model, CallbackList([evaluations, SnapshotCallback(snapshot, settings["save_freq"])])
 
 
-def _load(snapshot: Path, env: VecSteering, device: str) -> SteeringSAC:
-    try:
-        model = load_snapshot(SteeringSAC, snapshot, env, device=device)
-    except (AssertionError, EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{snapshot} is damaged ({error}): remove it to train from the beginning") from error
-    assert isinstance(model, SteeringSAC)
-    return model
-
-
-def _algorithm(settings: dict[str, Any]) -> dict[str, Any]:
+def _new_model(env: VecSteering, seed: int, settings: dict[str, Any], device: str) -> SteeringSAC:
     algorithm: dict[str, Any] = copy.deepcopy(settings["algorithm"])  # SB3 adds to policy_kwargs
     # A larger buffer would never be filled, and every snapshot would write it.
     algorithm["buffer_size"] = min(algorithm["buffer_size"], settings["n_timesteps"] + settings["n_envs"])
-    return algorithm
-
-
-def _learn(model: SteeringSAC, callbacks: CallbackList, n_timesteps: int, output: Path) -> None:
-    # Where nothing remains, only the last evaluation may be missing.
-    remaining = max(0, n_timesteps - model.num_timesteps)
     try:
-        model.learn(remaining, callbacks, reset_num_timesteps=False, progress_bar=True)
+        return SteeringSAC("MultiInputPolicy", env, seed=seed, device=device, **algorithm)
+    except TypeError as error:  # policy_kwargs are open: a mistake in them shows only here
+        raise ValueError(f"algorithm: {error}") from error
+
+
+def _learn(model: SteeringSAC, evaluations: SteeringEvalCallback, settings: dict[str, Any], output: Path) -> None:
+    snapshot = output / "snapshot"
+    # Where nothing remains, only the last evaluation may be missing.
+    remaining = max(0, settings["n_timesteps"] - model.num_timesteps)
+    try:
+        with interrupts_wait() as interrupts:
+            callbacks = [SnapshotCallback(snapshot, settings["save_freq"], interrupts), evaluations]
+            model.learn(remaining, callbacks, reset_num_timesteps=False, progress_bar=True)
+            save_snapshot(model, snapshot)
     except BaseException as error:
-        # Ctrl-C, a NaN from the simulator, a full disk: what was learned so far must not be lost.
-        save_snapshot(model, output / "snapshot")
-        print(
-            f"\nStopped at {model.env_steps} env steps by {type(error).__name__}; all is saved in "
-            f"{output / 'snapshot'}. The same command goes on from there",
-            file=sys.stderr,
-        )
+        # A NaN from the simulator, a full disk: what was learned so far must not be lost. After Ctrl-C it is saved.
+        if isinstance(error, Exception):
+            save_snapshot(model, snapshot)
+        goes_on = f"; the same command goes on from {snapshot}" if snapshot.is_dir() else ""
+        print(f"\nStopped at {model.env_steps} env steps by {type(error).__name__}{goes_on}", file=sys.stderr)
         raise
 
 

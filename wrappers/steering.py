@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zprl_sb3.bottleneck import Bottleneck
 from zprl_sb3.checkpoint import load_policy
-from zprl_sb3.policy import SteerablePolicy
+from zprl_sb3.policy import SteerablePolicy, missing_members
 
 Array = NDArray[np.float32]
 NoiseKind = Literal["normal", "zero"]
@@ -45,8 +45,8 @@ class SteeringSpec:
         """γ^h, the discount between **chunks**. The only place where the two clocks meet."""
         return float(self.gamma**self.chunk)
 
-    def require_same(self, other: SteeringSpec) -> None:
-        """Raise a ValueError that names the first difference between a saved model and an environment."""
+    def difference(self, other: SteeringSpec) -> tuple[str, Any, Any] | None:
+        """Return the first difference in words and both values, or None if there is none."""
         names = {
             "kind": "steering",
             "scale": "scale (λ)",
@@ -57,10 +57,17 @@ class SteeringSpec:
         for name, words in names.items():
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                raise ValueError(
-                    f"The model was trained with {words} {mine}, the environment has {theirs}. "
-                    f"Wrap the environment with the model's {words}, or train a new model"
-                )
+                return words, mine, theirs
+        return None
+
+    def require_same(self, other: SteeringSpec) -> None:
+        """Raise a ValueError that names the first difference between a saved model and an environment."""
+        if difference := self.difference(other):
+            words, mine, theirs = difference
+            raise ValueError(
+                f"The model was trained with {words} {mine}, the environment has {theirs}. "
+                f"Wrap the environment with the model's {words}, or train a new model"
+            )
 
 
 class Steering(ABC):
@@ -71,6 +78,7 @@ class Steering(ABC):
     :param policy: The frozen policy, or the path of its checkpoint
     :param scale: λ > 0
     :param noise: ``"normal"`` draws the flow noise w ~ N(0, I) for each chunk; ``"zero"`` sets it to 0 (a control)
+    :raises TypeError: If the policy lacks a member of :class:`~zprl_sb3.policy.SteerablePolicy`
     :raises ValueError: If λ is not a positive, finite number or the noise has another name
     """
 
@@ -82,6 +90,11 @@ class Steering(ABC):
         if noise not in ("normal", "zero"):
             raise ValueError(f"noise is 'normal' or 'zero', not {noise!r}")
         self.policy: SteerablePolicy = load_policy(policy) if isinstance(policy, (str, Path)) else policy
+        if missing := missing_members(self.policy):
+            raise TypeError(
+                f"{type(policy).__name__} cannot be steered: it lacks {', '.join(missing)} "
+                "(zprl_sb3.policy.SteerablePolicy says what each is)"
+            )
         self.scale = float(scale)
         self.noise = noise
 
@@ -129,11 +142,12 @@ class Steering(ABC):
         """Return the executed chunks (B, h, A) in environment units for z̃ = z + λΔz.
 
         :param observation: What :meth:`observe` returned; its z is the one that is steered
-        :param delta: Δz (B, d) in [-1, 1]
+        :param delta: Δz (B, d), clipped to [-1, 1]
         :param rngs: The B generators of the flow noise
+        :raises ValueError: If Δz is NaN or infinite
         """
         policy = self.policy
-        steered = observation["z"] + np.float32(self.scale) * np.asarray(delta, np.float32)
+        steered = observation["z"] + np.float32(self.scale) * _clipped(delta)
         noise = self._draw(rngs, (policy.horizon, policy.action_dim), zero=self.noise == "zero")
         with th.no_grad():
             context, anchor = (th.as_tensor(x, device=policy.device) for x in (observation["c"], steered))
@@ -146,6 +160,14 @@ class Steering(ABC):
         return th.as_tensor(np.stack(draws), device=self.policy.device)
 
 
+def _clipped(delta: Array) -> Array:
+    delta = np.asarray(delta, np.float32)
+    if not np.isfinite(delta).all():
+        rows = np.flatnonzero(~np.isfinite(delta).all(axis=1)).tolist()
+        raise ValueError(f"Δz is not finite (NaN or infinite in environments {rows}): the agent has become unstable")
+    return np.clip(delta, -1.0, 1.0)
+
+
 class LatentSteering(Steering):
     """ZPRL: the anchor is the bottleneck's latent, a ~ flow(g(z + λΔz)).
 
@@ -153,7 +175,7 @@ class LatentSteering(Steering):
     :param scale: λ, in units of z
     :param sample_latent: Draw z from the posterior (as the authors do while collecting) instead of using its mean
     :param noise: As in :class:`Steering`
-    :raises ValueError: If the policy has no bottleneck
+    :raises ValueError: If the policy has no bottleneck, and as in :class:`Steering`
     """
 
     kind = "latent"

@@ -62,7 +62,14 @@ class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return self._observe(obs), info
 
     def step(self, action: Array) -> tuple[dict[str, Array], SupportsFloat, bool, bool, dict[str, Any]]:
-        """Execute the chunk that Δz (d,) leads to from the z that was last shown."""
+        """Execute the chunk that Δz (d,), clipped to [-1, 1], leads to from the z that was last shown.
+
+        :raises ResetNeeded: Before the first reset
+        :raises ValueError: If Δz is NaN or infinite
+        :raises SimulationError: If an observation or a reward is
+        """
+        if not self._observation:
+            raise gym.error.ResetNeeded("There is no z to steer yet: call reset() before step()")
         batch = {key: value[None] for key, value in self._observation.items()}
         chunk = self.steering.act(batch, np.asarray(action)[None], [self._rng])[0]
         obs, reward, terminated, truncated, info = self.env.step(chunk)
@@ -85,6 +92,7 @@ class LatentSteeringWrapper(SteeringWrapper):
     :param gamma: Discount per env step
     :param sample_latent: Draw z from the posterior instead of using its mean
     :param noise: ``"normal"``, or ``"zero"`` to switch the flow noise off
+    :raises TypeError: If the policy lacks a member of :class:`~zprl_sb3.policy.SteerablePolicy`
     :raises ValueError: If λ is not positive, or the policy has no bottleneck or does not fit the environment
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,13 @@ class VecSteering(VecEnvWrapper):
         return self._show(self.steering.observe(by_key(obs), self._rngs))
 
     def step_async(self, actions: Array) -> None:
-        """Start the chunks that Δz (n, d) lead to."""
+        """Start the chunks that Δz (n, d), clipped to [-1, 1], lead to.
+
+        :raises ResetNeeded: Before the first reset
+        :raises ValueError: If Δz is NaN or infinite
+        """
+        if not self._observation:
+            raise gym.error.ResetNeeded("There is no z to steer yet: call reset() before step()")
         chunks = self.steering.act(self._observation, actions, self._rngs)
         with _processes_alive():
             self.venv.step_async(chunks)
@@ -96,8 +103,8 @@ def _check(venv: VecEnv, policy: PolicyInterface, gamma: float) -> None:
         raise ValueError(
             "VecSteering needs chunked environments: build them with make_vec_steering, or put ActionChunk in"
         )
-    spec = venv.get_attr("spec")[0]
-    check_fit(venv.observation_space, venv.action_space, policy, spec and spec.id)
+    for spec in venv.get_attr("spec"):
+        check_fit(venv.observation_space, venv.action_space, policy, spec and spec.id)
     for chunk, chunk_gamma in zip(venv.get_attr("chunk"), venv.get_attr("gamma"), strict=True):
         check_chunking(chunk, chunk_gamma, policy, gamma)
 
@@ -134,6 +141,9 @@ def make_vec_steering(
     policy = _Interface(dict(whole.observation_dims), whole.action_dim, whole.obs_steps, whole.chunk, whole.env_id)
 
     def make() -> gym.Env[Any, Any]:
+        if subprocess:
+            # Ctrl-C reaches every process of the terminal, but what then becomes of a run is for the main one to say.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         env = gym.make(env_id, **(env_kwargs or {}))
         return chunked(SeededEpisodes(env, n_envs) if seeded_episodes else env, policy, gamma)
 
@@ -156,12 +166,21 @@ class _Interface:
 def find_spec(env: VecEnv) -> SteeringSpec:
     """Return the steering of a vectorised environment, however it was wrapped.
 
-    :raises ValueError: If nothing in it steers
+    :raises ValueError: If nothing in it steers, or its environments are steered differently
     """
     steered = unwrap_vec_wrapper(env, VecSteering)
     if steered is not None:
         return steered.steering_spec
     if env.has_attr("steering_spec"):
-        spec: SteeringSpec = env.get_attr("steering_spec")[0]
-        return spec
+        return _common(env.get_attr("steering_spec"))
     raise ValueError("The environment is not steered: wrap it in LatentSteeringWrapper, or in VecSteering for several")
+
+
+def _common(specs: Sequence[SteeringSpec]) -> SteeringSpec:
+    for index, spec in enumerate(specs):
+        if difference := specs[0].difference(spec):
+            words, first, other = difference
+            raise ValueError(
+                f"Environments 0 and {index} are steered differently, with {words} {first} and {other}: wrap all alike"
+            )
+    return specs[0]

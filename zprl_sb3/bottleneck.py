@@ -43,8 +43,13 @@ class Bottleneck(nn.Module):
 
     def encode(self, context: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Return mean and standard deviation (B, d) of the posterior of contexts (B, C)."""
+        mean, log_var = self.posterior(context)
+        return mean, (0.5 * log_var).exp()
+
+    def posterior(self, context: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Return mean and log variance (B, d); the logarithm stays finite where the deviation underflows to 0."""
         features = self.trunk(context)
-        return self.mean(features), (0.5 * self.log_var(features)).exp()
+        return self.mean(features), self.log_var(features)
 
     def decode(self, latent: th.Tensor) -> th.Tensor:
         """Return the condition (B, C) for the action generator from latents (B, d)."""
@@ -52,9 +57,9 @@ class Bottleneck(nn.Module):
         return condition
 
 
-def kl_divergence(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
-    """KL(N(mean, std^2) || N(0, I)), as a **mean** over batch and dimensions."""
-    return 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
+def kl_divergence(mean: th.Tensor, log_var: th.Tensor) -> th.Tensor:
+    """KL(N(mean, exp(log_var)) || N(0, I)), as a **mean** over batch and dimensions."""
+    return 0.5 * (mean**2 + log_var.exp() - 1 - log_var).mean()
 
 
 def bottleneck_loss(
@@ -81,9 +86,9 @@ def bottleneck_loss(
     :return: ``flow``, ``kl``, ``reconstruction`` and their weighted sum ``total``
     """
     context = context.detach()
-    mean, std = bottleneck.encode(context)
-    decoded = bottleneck.decode(mean + std * th.randn_like(std))
+    mean, log_var = bottleneck.posterior(context)
+    decoded = bottleneck.decode(mean + (0.5 * log_var).exp() * th.randn_like(mean))
     flow = flow_loss(velocity, actions, noise, times, decoded)
-    kl = kl_divergence(mean, std)
+    kl = kl_divergence(mean, log_var)
     error = F.mse_loss(decoded, context)
     return {"flow": flow, "kl": kl, "reconstruction": error, "total": flow + beta * kl + reconstruction * error}

@@ -15,7 +15,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from zprl_sb3.diagnostics import Recorder
 from zprl_sb3.evaluation import Evaluation, evaluate
-from zprl_sb3.files import atomic_path
+from zprl_sb3.files import atomic_path, recovered
+from zprl_sb3.interrupts import Interrupts
 from zprl_sb3.wrappers import VecSteering
 
 MODEL, BUFFER, RNG = "model.zip", "replay_buffer.pkl", "rng.pt"
@@ -26,7 +27,7 @@ class SteeringEvalCallback(BaseCallback):
 
     Appends to a CSV file, one row per evaluation: chunks, env steps, success with its 95 % interval, mean length in env
     steps, mean return, and the steering diagnostics. The same goes to the logger under ``eval/`` and ``steering/``.
-    Picks up where the file ends when a run is resumed.
+    Picks up where the file ends when a run is resumed; a new run starts a new file. Works with every SB3 algorithm.
 
     :param eval_env: Steered environments made with ``seeded_episodes=True``
     :param path: The CSV file
@@ -43,11 +44,16 @@ class SteeringEvalCallback(BaseCallback):
         self.eval_env, self.path, self.eval_freq = eval_env, Path(path), eval_freq
         self.episodes, self.seed = episodes, seed
         self.rows: list[dict[str, Any]] = []
+        self._env_steps = 0
 
     def _init_callback(self) -> None:
         # Rows beyond the resumed snapshot belong to chunks that will be run again.
-        rows = read_rows(self.path) if self.path.is_file() else []
-        self.rows = [row for row in rows if row["chunks"] <= self.model.num_timesteps]
+        done = self.model.num_timesteps
+        rows = read_rows(self.path) if done and self.path.is_file() else []
+        self.rows = [row for row in rows if row["chunks"] <= done]
+        last = int(self.rows[-1]["env_steps"]) if self.rows else 0
+        # Only SteeringSAC keeps count; with the others what lies between last row and snapshot is not known.
+        self._env_steps = getattr(self.model, "env_steps", last)
 
     def _on_rollout_start(self) -> None:
         last = self.rows[-1]["chunks"] // self.eval_freq if self.rows else -1
@@ -55,6 +61,7 @@ class SteeringEvalCallback(BaseCallback):
             self._evaluate()
 
     def _on_step(self) -> bool:
+        self._env_steps += sum(info["env_steps"] for info in self.locals["infos"])
         return True
 
     def _on_training_end(self) -> None:
@@ -62,15 +69,17 @@ class SteeringEvalCallback(BaseCallback):
             self._evaluate()
 
     def _evaluate(self) -> None:
-        recorder = Recorder(self.model)
+        recorder = Recorder(self.model, self.episodes)
         result = evaluate(recorder, self.eval_env, self.seed, self.episodes)
         diagnostics = recorder.diagnose(self.eval_env.steering)
-        row = {"chunks": self.model.num_timesteps, "env_steps": getattr(self.model, "env_steps", 0)}
+        row: dict[str, Any] = {"chunks": self.model.num_timesteps, "env_steps": self._env_steps}
         row |= _columns(result)
         for name, value in row.items():
             self.logger.record(f"eval/{name}", value)
         for name, value in diagnostics.items():
             self.logger.record(f"steering/{name}", value)
+        # At once, as SB3's own callback does: after the last evaluation nothing else would write them.
+        self.logger.dump(self.model.num_timesteps)
         self.rows.append(row | diagnostics)
         write_rows(self.path, self.rows)
         if self.verbose:
@@ -112,11 +121,12 @@ class SnapshotCallback(BaseCallback):
 
     :param folder: Replaced as a whole, so that a kill leaves the previous snapshot
     :param save_freq: **Chunks** (all environments) between snapshots
+    :param interrupts: Of :func:`~zprl_sb3.interrupts.interrupts_wait`; once one has come, save and stop
     """
 
-    def __init__(self, folder: str | Path, save_freq: int) -> None:
+    def __init__(self, folder: str | Path, save_freq: int, interrupts: Interrupts | None = None) -> None:
         super().__init__()
-        self.folder, self.save_freq = Path(folder), save_freq
+        self.folder, self.save_freq, self.interrupts = Path(folder), save_freq, interrupts
         self._next = 0
 
     def _init_callback(self) -> None:
@@ -124,9 +134,11 @@ class SnapshotCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # Between two rollouts nothing is half done: all transitions are stored, all their updates made.
-        if self.model.num_timesteps >= self._next:
+        if self.interrupts or self.model.num_timesteps >= self._next:
             save_snapshot(self.model, self.folder)
             self._next = self.model.num_timesteps + self.save_freq
+        if self.interrupts:
+            raise self.interrupts.exception()
 
     def _on_step(self) -> bool:
         return True
@@ -147,7 +159,8 @@ def save_snapshot(model: BaseAlgorithm, folder: str | Path) -> None:
         name, keys, position, has_gauss, gauss = np.random.get_state()
         numpy_state = [name, th.as_tensor(np.asarray(keys, np.int64)), position, has_gauss, gauss]
         with open(temporary / RNG, "wb") as file:
-            th.save({"torch": th.get_rng_state(), "numpy": numpy_state, "python": random.getstate()}, file)
+            torch_states = [th.get_rng_state(), *th.cuda.get_rng_state_all()]
+            th.save({"torch": torch_states, "numpy": numpy_state, "python": random.getstate()}, file)
 
 
 def load_snapshot(cls: type[BaseAlgorithm], folder: str | Path, env: Any, **kwargs: Any) -> BaseAlgorithm:
@@ -159,12 +172,14 @@ def load_snapshot(cls: type[BaseAlgorithm], folder: str | Path, env: Any, **kwar
     :param kwargs: Further arguments of SB3's ``load``
     :raises ValueError: If the environment's λ, chunk, gamma or base policy differ from the model's
     """
-    folder = Path(folder)
+    folder = recovered(folder)
     model = cls.load(folder / MODEL, env=env, **kwargs)
     if isinstance(model, OffPolicyAlgorithm):
         model.load_replay_buffer(folder / BUFFER, truncate_last_traj=False)
     state = th.load(folder / RNG, weights_only=True)
-    th.set_rng_state(state["torch"])
+    cpu, *gpus = state["torch"]
+    th.set_rng_state(cpu)
+    th.cuda.set_rng_state_all(gpus[: th.cuda.device_count()])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]

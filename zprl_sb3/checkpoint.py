@@ -68,14 +68,19 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is damaged: {error}. Write the checkpoint again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f"{file} is not a zprl_sb3 policy checkpoint (its 'format' is not {FORMAT!r})")
-    if config.get("format_version", 0) > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format version {config['format_version']}, this zprl_sb3 reads up to "
-            f"{FORMAT_VERSION}: upgrade it"
-        )
+    _check_version(config.get("format_version", 0), file)
     if missing := [key for key in REQUIRED if key not in config]:
         raise CheckpointError(f"{file} lacks {', '.join(missing)}. Write the checkpoint again")
     return config
+
+
+def _check_version(found: Any, file: Path) -> None:
+    if not isinstance(found, int):
+        raise CheckpointError(f"{file}: format_version is a whole number, not {found!r}. Write the checkpoint again")
+    if found > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format version {found}, this zprl_sb3 reads up to {FORMAT_VERSION}: upgrade it"
+        )
 
 
 def load_policy(path: str | Path, chunk: int | None = None, device: th.device | str = "cpu") -> FlowPolicy:
@@ -109,7 +114,7 @@ def _build(config: dict[str, Any], file: Path) -> FlowPolicy:
         policy = FlowPolicy(FlowPolicyConfig(**settings))
         if config["bottleneck"] is not None:
             policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(**config["bottleneck"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} lacks or mistakes a setting: {error}. Write the checkpoint again") from error
     return policy
 

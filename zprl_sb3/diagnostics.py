@@ -16,13 +16,18 @@ Array = NDArray[np.float32]
 
 
 class Recorder:
-    """A predictor that passes on another one's answers and keeps (c, z, Δz).
+    """A predictor that passes on another one's answers and keeps (c, z, Δz) of the episodes that count.
+
+    Environments that have run their share of an evaluation's episodes go on until the last one has; these steps are
+    left out.
 
     :param model: The predictor
+    :param episodes: Of the evaluation, over all environments
     """
 
-    def __init__(self, model: PolicyPredictor) -> None:
-        self.model = model
+    def __init__(self, model: PolicyPredictor, episodes: int) -> None:
+        self.model, self.episodes = model, episodes
+        self._started: NDArray[np.int64] | int = 0
         self.contexts: list[Array] = []
         self.latents: list[Array] = []
         self.deltas: list[Array] = []
@@ -34,12 +39,15 @@ class Recorder:
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[Array, tuple[NDArray[Any], ...] | None]:
-        """Return the model's Δz (n, d)."""
+        """Return the model's Δz (n, d); ``episode_start`` (n,) tells the episodes apart."""
         assert isinstance(observation, dict)
+        assert episode_start is not None
         delta, state = self.model.predict(observation, state, episode_start, deterministic)
-        self.contexts.append(observation["c"])
-        self.latents.append(observation["z"])
-        self.deltas.append(delta)
+        self._started = self._started + episode_start
+        counts = self._started <= self.episodes // len(episode_start)
+        self.contexts.append(observation["c"][counts])
+        self.latents.append(observation["z"][counts])
+        self.deltas.append(delta[counts])
         return delta, state
 
     def diagnose(self, steering: Steering) -> dict[str, float]:

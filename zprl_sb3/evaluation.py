@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 
 
 @dataclass
@@ -64,8 +64,11 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
     :param env: Steered environments made with ``seeded_episodes=True``
     :param seed: First seed; with n environments and N episodes, a multiple of n, the seeds are seed ... seed + N - 1
     :param episodes: N
-    :raises ValueError: If N is not a multiple of n, or the environments do not name their episodes' seeds
+    :raises ValueError: If N is not a multiple of n, or the environments do not name their episodes' seeds, tell no
+        success, or are in a VecMonitor
     """
+    if is_vecenv_wrapped(env, VecMonitor):
+        raise ValueError("VecMonitor would count chunks where env steps are meant: leave it out, Monitor is there")
     if episodes % env.num_envs:
         raise ValueError(
             f"{episodes} episodes cannot be divided evenly among {env.num_envs} environments; the seeds would have gaps"
@@ -76,6 +79,8 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
         info = local["info"]
         if "episode_seed" not in info:
             raise ValueError("These environments are not for evaluation: make them with seeded_episodes=True")
+        if local["done"] and "is_success" not in info:
+            raise ValueError("The environment does not tell success: its info needs 'is_success' at an episode's end")
         if local["done"]:
             result.seeds.append(info["episode_seed"])
             result.successes.append(bool(info["is_success"]))

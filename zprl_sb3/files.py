@@ -6,11 +6,16 @@ import errno
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+UNREADABLE = (AssertionError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 @contextmanager
@@ -18,15 +23,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that becomes ``path`` when the block ends without an error.
 
     Works for files and folders. A reader never sees a half-written result, and after an error or a kill the old
-    content is still there.
+    content is still there (a folder's where :func:`recovered` finds it). What killed writers left is removed.
 
     :param path: Where the finished file or folder shall be; missing parent folders are made
     :raises OSError: With the path and what to do, where the disk is full
     """
-    path = Path(path)
+    path = recovered(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.part{path.suffix}"
-    _remove(temporary)  # left by a killed process that had the same id, as is common in containers
     try:
         yield temporary
         _replace(temporary, path)
@@ -40,6 +45,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         _remove(temporary)
+
+
+def _remove_stale(path: Path) -> None:
+    temporary = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.part{re.escape(path.suffix)}")
+    for sibling in path.parent.iterdir():
+        if (found := temporary.fullmatch(sibling.name)) and not _alive(int(found[1])):
+            _remove(sibling)
+
+
+def _alive(pid: int) -> bool:
+    """Whether another process has this id. In containers a killed process and this one may well have the same."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return pid != os.getpid()
 
 
 def _disk_full(error: BaseException | None) -> bool:
@@ -80,6 +103,25 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Name the file in errors that loading it raises, and what to do if it is damaged.
+
+    Errors of the system (no permission) and of memory stay as they are: the file may be whole.
+
+    :param path: What is loaded in the block
+    :raises ValueError: For a file that is truncated, foreign, or does not fit
+    """
+    try:
+        yield
+    except (OSError, *UNREADABLE) as error:
+        # A truncated ZIP file makes its reader seek to a negative position; torch's lack of memory is a RuntimeError.
+        if "out of memory" in str(error) or getattr(error, "errno", errno.EINVAL) != errno.EINVAL:
+            raise
+        reason = f"{type(error).__name__}: {error}".strip(": ")
+        raise ValueError(f"{path} cannot be loaded ({reason}). If it is damaged, remove it and start again") from error
 
 
 def write_json(path: str | Path, data: dict[str, Any]) -> None:

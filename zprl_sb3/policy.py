@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch as th
@@ -82,8 +83,14 @@ class SteerablePolicy(PolicyInterface, Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return a hash that changes with the weights."""
+        """Return a hash that changes with all that decides what the policy does, but for the chunk."""
         ...
+
+
+def missing_members(policy: object) -> list[str]:
+    """Return the members of :class:`SteerablePolicy` that an object lacks."""
+    members = [name for cls in reversed(SteerablePolicy.__mro__) for name in vars(cls) if not name.startswith("_")]
+    return [name for name in members if not hasattr(policy, name)]
 
 
 @dataclass(frozen=True)
@@ -185,17 +192,23 @@ class FlowPolicy(nn.Module):
         return self.action_normalizer.inverse(sample(self.unet, noise, condition, self.config.sampling_steps))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all weights and normalisers, bottleneck included."""
-        return fingerprint(self.state_dict())
+        """Return the SHA-256 of architecture, weights and normalisers, bottleneck included.
+
+        The chunk h is left out: it is chosen at load time.
+        """
+        config = asdict(self.config)
+        del config["chunk"]
+        # In JSON a tuple is a list, so a policy that was loaded again has the same hash.
+        return fingerprint(self.state_dict(), json.dumps(config, sort_keys=True))
 
     def freeze(self) -> FlowPolicy:
         """Put the policy in evaluation mode and switch all gradients off."""
         return self.eval().requires_grad_(False)
 
 
-def fingerprint(tensors: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of named tensors."""
-    digest = hashlib.sha256()
+def fingerprint(tensors: Mapping[str, Any], text: str) -> str:
+    """Return the SHA-256 of a text and named tensors."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())

@@ -15,9 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from zprl_sb3.files import atomic_path
+from zprl_sb3.settings import NOT_IDENTITY, flatten
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond.
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+# Two-sided 95 % quantiles of Student's t for 1, 2, ... 30 degrees of freedom; 1.96 beyond.
+T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
 COLORS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#9f6b53")
 GUIDELINE = (0.1, 0.2)  # advised RMS(λΔz) / RMS(z)
 
@@ -33,20 +38,20 @@ class Run:
     :param folder: The folder
     :param env_id: Gymnasium id
     :param seed: Seed of the run
-    :param scale: λ
+    :param facts: All else that decides what it learns: fingerprint of the base policy, settings by dotted name
     :param curve: One row per evaluation, as in ``evaluations.csv``
     """
 
     folder: Path
     env_id: str
     seed: int
-    scale: float
+    facts: dict[str, Any]
     curve: pd.DataFrame
 
     @property
-    def label(self) -> str:
-        """What runs of one group have in common."""
-        return f"{self.env_id}, λ = {self.scale:g}"
+    def name(self) -> str:
+        """Environment and λ."""
+        return f"{self.env_id}, λ = {self.facts['scale']:g}"
 
 
 def read_run(folder: str | Path) -> Run:
@@ -61,10 +66,13 @@ def read_run(folder: str | Path) -> Run:
     file = folder / "run.yml"
     try:
         run = yaml.safe_load(file.read_text())
-        env_id, seed, scale = run["env_id"], run["seed"], run["settings"]["scale"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        env_id, seed = run["env_id"], run["seed"]
+        facts = {"base policy": run["policy"][:8], **flatten(run["settings"])}
+        float(facts["scale"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{file} is damaged or not of `zprl train`: {error!r}") from error
-    return Run(folder, env_id, seed, scale, _read_curve(folder / "evaluations.csv"))
+    facts = {key: value for key, value in facts.items() if key not in NOT_IDENTITY}
+    return Run(folder, env_id, seed, facts, _read_curve(folder / "evaluations.csv"))
 
 
 def _read_curve(file: Path) -> pd.DataFrame:
@@ -78,11 +86,25 @@ def _read_curve(file: Path) -> pd.DataFrame:
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return runs that differ in their seed only, by label."""
-    groups: dict[str, list[Run]] = {}
+    """Return runs that differ in their seed only, by label.
+
+    A label is environment and λ, followed by what differs between groups that have these in common.
+    """
+    groups: list[list[Run]] = []
     for run in runs:
-        groups.setdefault(run.label, []).append(run)
-    return groups
+        alike = (each for each in groups if (each[0].env_id, each[0].facts) == (run.env_id, run.facts))
+        if members := next(alike, None):
+            members.append(run)
+        else:
+            groups.append([run])
+    return {_label(members[0], [each[0] for each in groups]): members for members in groups}
+
+
+def _label(run: Run, others: Sequence[Run]) -> str:
+    rivals = [other.facts for other in others if other.name == run.name]
+    keys = dict.fromkeys(key for facts in rivals for key in facts)
+    differing = [key for key in keys if any(facts.get(key) != run.facts.get(key) for facts in rivals)]
+    return ", ".join([run.name, *(f"{key} = {run.facts.get(key)}" for key in differing)])
 
 
 def curve_over_seeds(runs: Sequence[Run], column: str) -> pd.DataFrame:
@@ -162,9 +184,10 @@ def markdown_table(runs: Sequence[Run]) -> str:
         "| run | seed | base | final (mean of last 3) | best | env steps | RMS(λΔz)/RMS(z) | ‖c̃ − c‖ |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    labels = {id(run): label for label, members in group(runs).items() for run in members}
     for run in runs:
         last, success = run.curve.iloc[-1], run.curve["success_rate"]
-        cells = [run.label, run.seed, f"{success.iloc[0]:.2f}", f"{success.iloc[-3:].mean():.2f}"]
+        cells = [labels[id(run)], run.seed, f"{success.iloc[0]:.2f}", f"{success.iloc[-3:].mean():.2f}"]
         cells += [f"{success.max():.2f}", f"{last['env_steps']:.0f}", f"{last['rms_ratio']:.2f}"]
         lines.append("| " + " | ".join(map(str, [*cells, _optional(last, "context_distance")])) + " |")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
@@ -54,10 +55,11 @@ class SteeringSAC(SAC):
     :param ent_coef: Temperature, ``"auto_0.01"`` learns it from 0.01
     :param target_entropy: ``"auto"`` is -d/2
     :param bootstrap_timeouts: Bootstrap from the last observation at a time-out; otherwise time-outs are terminal
-    :param replay_buffer_kwargs: Further arguments of the replay buffer
+    :param replay_buffer_kwargs: Further arguments of the replay buffer; its handling of time-outs follows the above
     :param policy_kwargs: n_critics, layer_norm, bounded_critic, ...: :class:`~zprl_sb3.sac_policy.SteeringSACPolicy`
     :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size, ...
-    :raises ValueError: If the environment is not steered, or gamma or λ differ
+    :raises ValueError: If the environment is not steered, gamma or λ differ, or a reward is outside [0, 1] while the
+        critics are bounded
     :raises TypeError: For an argument of SB3's SAC that would have no effect here, as ``target_update_interval``
     """
 
@@ -94,6 +96,7 @@ class SteeringSAC(SAC):
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.max_grad_norm = max_grad_norm
+        self.bootstrap_timeouts = bootstrap_timeouts
         self.steering_spec: SteeringSpec | None = None
         self.env_steps = 0
         super().__init__(
@@ -107,7 +110,7 @@ class SteeringSAC(SAC):
             gamma,  # type: ignore[arg-type]  # None until the environment has told its own, in _adopt
             train_freq,
             gradient_steps,
-            replay_buffer_kwargs={"handle_timeout_termination": bootstrap_timeouts} | (replay_buffer_kwargs or {}),
+            replay_buffer_kwargs=replay_buffer_kwargs,
             ent_coef=ent_coef,
             target_entropy=target_entropy,
             policy_kwargs=policy_kwargs,
@@ -123,13 +126,19 @@ class SteeringSAC(SAC):
         if self.target_entropy == "auto":
             self.target_entropy = -0.5 * float(np.prod(self.action_space.shape or ()))
         self.qf_lr_schedule = FloatSchedule(self.qf_learning_rate)
+        # On the way from a file, too, where bootstrap_timeouts may have been changed.
+        self.replay_buffer_kwargs["handle_timeout_termination"] = self.bootstrap_timeouts
         super()._setup_model()
+        if self.steering_spec is not None:
+            self.policy.set_scale(self.steering_spec.scale)
 
     def _adopt(self, env: VecEnv) -> None:
         """Take λ and gamma from the environment, or check that it has those of this model."""
         spec, normalized = find_spec(env), unwrap_vec_normalize(env)
         if normalized is not None and normalized.norm_obs:
             raise ValueError("VecNormalize would scale z, and z + λΔz would mean nothing: give it norm_obs=False")
+        if normalized is not None and normalized.norm_reward and self.policy_kwargs.get("bounded_critic", True):
+            raise ValueError("VecNormalize scales rewards, bounded critics need them in [0, 1]: give norm_reward=False")
         if self.steering_spec is not None:
             self.steering_spec.require_same(spec)
         if self.gamma is not None and self.gamma != spec.gamma:
@@ -138,7 +147,6 @@ class SteeringSAC(SAC):
                 "give gamma to the wrapper only"
             )
         self.steering_spec, self.gamma = spec, spec.gamma
-        self.policy_kwargs = self.policy_kwargs | {"scale": spec.scale}
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Attach another environment.
@@ -155,13 +163,14 @@ class SteeringSAC(SAC):
         """Update from the replay buffer; one gradient step is one critic update."""
         self.policy.set_training_mode(True)
         self._set_learning_rates()
+        losses: list[dict[str, th.Tensor]] = []
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
-            losses = self._update_critic(batch)
+            losses.append(self._update_critic(batch))
             self._n_updates += 1
             if self._n_updates % self.policy_delay == 0:
                 log_prob, actor_losses = self._update_actor(batch)
-                losses |= actor_losses | self._update_temperature(log_prob)
+                losses.append(actor_losses | self._update_temperature(log_prob))
                 polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
         self._log(losses)
 
@@ -214,10 +223,13 @@ class SteeringSAC(SAC):
         if self.ent_coef_optimizer is not None:
             update_learning_rate(self.ent_coef_optimizer, critic_rate)
 
-    def _log(self, losses: dict[str, th.Tensor]) -> None:
+    def _log(self, losses: list[dict[str, th.Tensor]]) -> None:
+        """Log means over a burst of updates, with one read from the device."""
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, value in losses.items():
-            self.logger.record(f"train/{name}", value.item())
+        names = sorted({name for each in losses for name in each})
+        means = [th.stack([each[name].mean() for each in losses if name in each]).mean() for name in names]
+        for name, value in zip(names, th.stack(means).tolist(), strict=True):
+            self.logger.record(f"train/{name}", value)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -228,6 +240,16 @@ class SteeringSAC(SAC):
             zeros = np.zeros((n_envs, *self.action_space.shape), np.float32)
             return zeros, zeros
         return super()._sample_action(learning_starts, action_noise, n_envs)
+
+    def _store_transition(
+        self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: NDArray[np.float32], *rest: Any
+    ) -> None:
+        if self.critic.bounded and (reward.min() < 0 or reward.max() > 1):
+            raise ValueError(
+                f"The rewards of these chunks reach from {reward.min():g} to {reward.max():g}, bounded critics know "
+                "returns from 0 to 1 only: for other rewards give policy_kwargs={'bounded_critic': False}"
+            )
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, *rest)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
         super()._update_info_buffer(infos, dones)

@@ -14,17 +14,19 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
-LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0  # Table V
-
 
 class SteeringActor(Actor):
-    """tanh-Gaussian Δz ~ π(·|c, z). log σ is a tanh rescaled to its bounds and starts at their middle, -4.
+    """tanh-Gaussian Δz ~ π(·|c, z). log σ is a tanh rescaled to its bounds and starts at their middle.
 
     Hidden layers are orthogonal with gain √2, the heads with gain 0.01 and zero bias, so the first Δz are close to 0.
+
+    :param log_std_bounds: Lowest and highest log σ
+    :param kwargs: SB3's
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, log_std_bounds: tuple[float, float] = (-10.0, 2.0), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.log_std_bounds = log_std_bounds
         self.latent_pi.apply(lambda module: _orthogonal(module, math.sqrt(2)))
         self.mu.apply(lambda module: _orthogonal(module, 0.01))
         self.log_std.apply(lambda module: _orthogonal(module, 0.01))  # type: ignore[attr-defined]
@@ -32,9 +34,12 @@ class SteeringActor(Actor):
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
         """Return mean and log σ (B, d) before the tanh that squashes Δz."""
         features = self.latent_pi(self.extract_features(obs, self.features_extractor))
+        low, high = self.log_std_bounds
         unit = th.tanh(self.log_std(features))  # type: ignore[operator]
-        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (unit + 1)
-        return self.mu(features), log_std, {}
+        return self.mu(features), low + 0.5 * (high - low) * (unit + 1), {}
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"log_std_bounds": self.log_std_bounds}
 
 
 def _orthogonal(module: nn.Module, gain: float) -> None:
@@ -105,11 +110,15 @@ class SteeringSACPolicy(SACPolicy):
     :param lr_schedule: Of the actor (the algorithm sets the critic's own)
     :param net_arch: Hidden layers of actor and critics
     :param activation_fn: Activation between the layers
-    :param n_critics: Heads of the ensemble
-    :param scale: λ; the algorithm takes it from the environment
+    :param n_critics: Heads of the ensemble (paper: 2 in simulation, which collapsed on some tasks, 5 on robots)
+    :param layer_norm: LayerNorm in the critics (paper: with dense rewards)
     :param bounded_critic: Q in (0, 1), for sparse 0/1 rewards
-    :param layer_norm: LayerNorm in the critics
+    :param log_std_bounds: Lowest and highest log σ of Δz before the tanh (Table V)
+    :param scale: λ; the algorithm takes it from the environment
+    :param optimizer_class: Of actor, critics and temperature
+    :param optimizer_kwargs: Its further arguments
     :param kwargs: Passed to SB3's policy
+    :raises TypeError: For a features extractor: the frozen policy is the one
     """
 
     critic: SteeringCritic  # type: ignore[assignment]
@@ -122,16 +131,19 @@ class SteeringSACPolicy(SACPolicy):
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.GELU,
-        n_critics: int = 2,
-        scale: float = 1.0,
+        n_critics: int = 5,
+        layer_norm: bool = True,
         bounded_critic: bool = True,
-        layer_norm: bool = False,
+        log_std_bounds: tuple[float, float] = (-10.0, 2.0),
+        scale: float = 1.0,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if kwargs.pop("features_extractor_class", CombinedExtractor) is not CombinedExtractor:
+            raise TypeError("The observation (c, z) is the frozen policy's embedding already: no features extractor")
+        self.log_std_bounds = log_std_bounds
         self.steering_kwargs: dict[str, Any] = {"scale": scale, "bounded": bounded_critic, "layer_norm": layer_norm}
-        kwargs["features_extractor_class"] = CombinedExtractor
-        # Adam in one pass over the weights: the same numbers, less time.
-        kwargs.setdefault("optimizer_kwargs", {"fused": True})
         super().__init__(
             observation_space,
             action_space,
@@ -139,12 +151,20 @@ class SteeringSACPolicy(SACPolicy):
             net_arch=net_arch or [256, 256, 256],
             activation_fn=activation_fn,
             n_critics=n_critics,
+            features_extractor_class=CombinedExtractor,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=_in_one_pass(optimizer_class) | (optimizer_kwargs or {}),
             **kwargs,
         )
 
+    def set_scale(self, scale: float) -> None:
+        """Set λ in critics and target critics."""
+        self.steering_kwargs["scale"] = self.critic.scale = self.critic_target.scale = scale
+
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SteeringActor:
         """Build the actor on the policy's device."""
-        return SteeringActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+        kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return SteeringActor(**kwargs, log_std_bounds=self.log_std_bounds).to(self.device)
 
     def make_critic(  # type: ignore[override]
         self, features_extractor: BaseFeaturesExtractor | None = None
@@ -155,6 +175,11 @@ class SteeringSACPolicy(SACPolicy):
         return SteeringCritic(**kwargs, **self.steering_kwargs).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        parameters = super()._get_constructor_parameters()
+        parameters = super()._get_constructor_parameters() | {"log_std_bounds": self.log_std_bounds}
         parameters["bounded_critic"] = self.steering_kwargs["bounded"]
         return parameters | {key: self.steering_kwargs[key] for key in ("scale", "layer_norm")}
+
+
+def _in_one_pass(optimizer_class: type[th.optim.Optimizer]) -> dict[str, Any]:
+    # The same numbers in less time, from the optimisers that can.
+    return {"fused": True} if optimizer_class in (th.optim.Adam, th.optim.AdamW) else {}

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+# Tables that take keys which the default entry lacks: whoever gets such a table knows which there are. In the tables
+# within them, values may be of any kind: an operator's parameter is a number or a range.
+OPEN = frozenset({"env_kwargs", "operators", "policy_kwargs", "replay_buffer_kwargs"})
+
+# Settings of a run that say how long, where and how closely watched it is, not what it learns.
+NOT_IDENTITY = ("n_timesteps", "eval_freq", "save_freq", "subprocess")
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-4 for a number, as YAML 1.2 does; YAML 1.1 wants 1.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def load_settings(name: str, env_id: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -20,11 +37,12 @@ def load_settings(name: str, env_id: str, overrides: Sequence[str] = ()) -> dict
     :param env_id: Gymnasium id, e.g. ``"zprl/Push-v0"``
     :param overrides: ``"key=value"``, dots for nested keys, values in YAML (``"scale=0.3"``)
     :raises FileNotFoundError: If there is no such file
-    :raises KeyError: If an environment's entry or an override names a setting that the default entry lacks
+    :raises KeyError: If an environment's entry or an override names a setting that the default entry lacks, outside of
+        the tables in ``OPEN``
     :raises ValueError: If the file is no such table, or a value is of another kind than the default
     """
     tables = _read(name)
-    entry = dict(tables.get(env_id) or {})
+    entry = dict(_table(tables.get(env_id) or {}, f"{name}: {env_id!r}"))
     base = entry.pop("default", "default")
     default = tables.get(base)
     if not isinstance(default, dict):
@@ -46,7 +64,7 @@ def parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(parts):
         raise ValueError(f"An override reads key=value (for example scale=0.3), not {text!r}")
     try:
-        result: Any = yaml.safe_load(value)
+        result: Any = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"The value of the override {text!r} (key=value) is not YAML: {error}") from error
     for part in reversed(parts):
@@ -60,7 +78,7 @@ def _read(name: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"No settings file {name}: neither in the package's hyperparams/ nor at that path")
     try:
-        tables = yaml.safe_load(path.read_text())
+        tables = yaml.load(path.read_text(), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(tables, dict) or not isinstance(tables.get("default"), dict):
@@ -68,28 +86,59 @@ def _read(name: str) -> dict[str, Any]:
     return tables
 
 
-def _merge(settings: dict[str, Any], changes: dict[str, Any], default: dict[str, Any], where: str) -> None:
+def _merge(
+    settings: dict[str, Any], changes: dict[str, Any], default: dict[str, Any], where: str, *tables: str
+) -> None:
+    """Change settings, in place, as far as the default entry allows it.
+
+    :param where: Where the changes come from, for messages
+    :param tables: Names of the tables that lead to these settings
+    """
+    place = ", ".join((where, *tables))
     for key, value in changes.items():
         if key not in default:
-            raise KeyError(f"{where}: unknown setting {key!r}; known are {', '.join(sorted(default))}")
-        if not isinstance(default[key], dict):
-            settings[key] = _like(default[key], value, f"{where}: {key!r}")
-        elif not isinstance(value, dict):
-            raise ValueError(f"{where}: {key!r} is a table of settings, not {value!r}")
-        elif default[key]:
-            _merge(settings[key], value, default[key], f"{where}, {key}")
+            if not OPEN.intersection(tables[-1:]):
+                raise KeyError(f"{place}: unknown setting {key!r}; known are {', '.join(sorted(default))}")
+            settings[key] = _joined(settings.get(key), value)
+        elif isinstance(default[key], dict):
+            _merge(settings[key], _table(value, f"{place}: {key!r}"), default[key], where, *tables, key)
+        elif OPEN.intersection(tables[:-1]):
+            settings[key] = value
         else:
-            # An empty table in the default entry is open: arguments of gymnasium.make, for example.
-            settings[key] = {**settings[key], **value}
+            settings[key] = _like(default[key], value, f"{place}: {key!r}")
+
+
+def _joined(old: Any, new: Any) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return copy.deepcopy(new)
+    return old | {key: _joined(old.get(key), value) for key, value in new.items()}
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is a table of settings, not {value!r}")
+    return value
 
 
 def _like(default: Any, value: Any, where: str) -> Any:
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise ValueError(f"{where} is true or false, not {value!r}")
-    if isinstance(default, (int, float)) and isinstance(value, str):
-        try:
-            number = float(value)  # YAML takes 1e-4, without a dot, for text
-        except ValueError:
-            raise ValueError(f"{where} is a number, not {value!r}") from None
-        return int(number) if isinstance(default, int) and number.is_integer() else number
+    """Return the value if it is of the default's kind. Where that is text, a list or null, any value is."""
+    if isinstance(default, bool):
+        fits, kind = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        value = int(value) if isinstance(value, float) and value.is_integer() else value  # 1e6
+        fits, kind = type(value) is int, "a whole number"
+    elif isinstance(default, float):
+        fits, kind = type(value) in (int, float), "a number"
+    else:
+        return value
+    if not fits:
+        raise ValueError(f"{where} is {kind}, not {value!r}")
     return value
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn ``{"a": {"b": 1}}`` into ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch as th
 
-from zprl_sb3.scripts.common import at_least, device_of, read_yaml, record_run, refuse_other_run
+from zprl_sb3.scripts.common import at_least, device_of, make_arguments, read_yaml, record_run, refuse_other_run
 
 RUN = {"seed": 1, "settings": {"scale": 0.5, "algorithm": {"tau": 0.1}}, "device": "cpu"}
 
@@ -31,7 +32,27 @@ def test_the_same_run_goes_on(tmp_path: Path) -> None:
     assert not file.exists()  # only a run that works claims its folder
     record_run(file, RUN)
     refuse_other_run(file, RUN)
-    assert read_yaml(file) == RUN
+    written = read_yaml(file)
+    assert written.pop("versions")["torch"] == version("torch")
+    assert written == RUN
+
+
+def test_what_may_differ_may_lie_deeper_and_is_written_anew(tmp_path: Path) -> None:
+    file = tmp_path / "run.yml"
+    record_run(file, RUN)
+    other = RUN | {"settings": {"scale": 0.7, "algorithm": {"tau": 0.3}}}
+    refuse_other_run(file, other, ignore=["settings.scale", "settings.algorithm"])
+    with pytest.raises(ValueError, match=r"settings.algorithm.tau \(0.1 there, 0.3 now\)"):
+        refuse_other_run(file, other, ignore=["settings.scale", "settings.algo"])
+    record_run(file, other)
+    assert read_yaml(file)["settings"] == other["settings"]
+
+
+def test_other_versions_are_no_other_run(tmp_path: Path) -> None:
+    file = tmp_path / "run.yml"
+    record_run(file, RUN)
+    file.write_text(file.read_text().replace(version("torch"), "1.0"))
+    refuse_other_run(file, RUN)
 
 
 def test_what_differs_from_the_run_in_the_folder_is_named(tmp_path: Path) -> None:
@@ -46,8 +67,6 @@ def test_what_differs_from_the_run_in_the_folder_is_named(tmp_path: Path) -> Non
     assert "settings.extra (None there, True now)" in message
     assert "scale" not in message
     assert "device" not in message
-    record_run(file, other)
-    assert read_yaml(file) == RUN
 
 
 @pytest.mark.parametrize("content", ["", "a: [", "3"])
@@ -63,3 +82,8 @@ def test_whole_numbers_from_a_minimum_on() -> None:
         at_least(1)("0")
     with pytest.raises(ValueError, match="invalid literal"):
         at_least(1)("many")
+
+
+def test_the_environment_has_the_arguments_of_the_demonstrations_then_those_of_the_settings(toy_policy: Path) -> None:
+    assert make_arguments(toy_policy, {}) == {"reach": 0.3}
+    assert make_arguments(toy_policy, {"by_key": True, "reach": 1}) == {"by_key": True, "reach": 1}

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch as th
 import yaml
 
 from programs import train_command
 from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.sac import SteeringSAC
-from zprl_sb3.scripts.evaluate import base_policies, evaluate_base, evaluate_run, table
+from zprl_sb3.scripts.evaluate import WAYS, evaluate_base, evaluate_run, table
 
+BASE = "base through the bottleneck"
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
 
 KEYS = {
@@ -29,7 +31,7 @@ KEYS = {
     "policy",
     "model",
     "scale",
-    "path",
+    "route",
     "noise",
     "chunk",
     "env_id",
@@ -78,19 +80,44 @@ def test_the_result_may_go_elsewhere(run: Path, tmp_path: Path, zprl: Any) -> No
     assert not (run / "evaluation.json").exists()
 
 
+def test_evaluations_of_one_run_do_not_overwrite_each_other(run: Path, zprl: Any) -> None:
+    for arguments in ([run], [run, "--noise", "zero"], [run / "policy"]):
+        assert zprl("evaluate", *arguments, "--episodes", "2")[0] == 0
+    normal, zero = (json.loads((run / f"evaluation{name}.json").read_text()) for name in ("", "_zero_noise"))
+    assert (normal["noise"], zero["noise"]) == ("normal", "zero")
+    assert list(json.loads((run / "base_evaluation.json").read_text())) == list(WAYS)
+
+
+def test_a_lack_of_memory_or_permission_is_not_called_damage(
+    run: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(error: Exception) -> Any:
+        def load(*_: Any, **__: Any) -> None:
+            raise error
+
+        return load
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SteeringSAC, "load", raising(PermissionError(13, "Permission denied")))
+        refused(zprl, run, "zprl evaluate: [Errno 13] Permission denied\n")
+    monkeypatch.setattr(SteeringSAC, "load", raising(th.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(th.OutOfMemoryError):
+        evaluate_run(run, 2, 0)
+
+
 def test_a_base_policy_is_evaluated_four_ways_beside_its_folder(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
     shutil.copytree(toy_policy, tmp_path / "policy")
     code, out, err = zprl("evaluate", tmp_path / "policy", "--episodes", "3")
     assert (code, err) == (0, "")
-    results = json.loads((tmp_path / "evaluation.json").read_text())
-    assert list(results) == list(base_policies())
+    results = json.loads((tmp_path / "base_evaluation.json").read_text())
+    assert list(results) == list(WAYS)
     ways = set()
     for name, result in results.items():
         assert result.keys() == KEYS
         assert (result["model"], result["scale"], result["episodes"]) == (None, None, 3)
         assert result["seeds"] == [100_000, 100_002]
         assert f"| {name} |" in out
-        ways.add((result["path"], result["noise"]))
+        ways.add((result["route"], result["noise"]))
     assert len(ways) == 4
 
 
@@ -100,7 +127,7 @@ def test_base_and_steered_differ_by_the_steering_only(run: Path) -> None:
     for parameter in model.policy.actor.mu.parameters():
         parameter.data.zero_()
     model.save(run / "model.zip")
-    steered, base = evaluate_run(run, 5, 40), evaluate_base(run / "policy", 5, 40)
+    steered, base = evaluate_run(run, 5, 40), evaluate_base(run / "policy", 5, 40)[BASE]
     common = KEYS - {"model", "scale", "policy"}
     assert {key: steered[key] for key in common} == {key: base[key] for key in common}
 
@@ -109,12 +136,12 @@ def test_the_arguments_of_the_environment_are_those_of_the_demonstrations(toy_po
     """A larger goal is reached more often: the recorded reach is used unless another is given."""
     recorded = evaluate_base(toy_policy, 40, 0)
     assert recorded == evaluate_base(toy_policy, 40, 0, env_kwargs={"reach": 0.3})
-    assert evaluate_base(toy_policy, 40, 0, env_kwargs={"reach": 3.0})["success_rate"] == 1.0
-    assert recorded["success_rate"] < 1
+    assert evaluate_base(toy_policy, 40, 0, env_kwargs={"reach": 3.0})[BASE]["success_rate"] == 1.0
+    assert recorded[BASE]["success_rate"] < 1
 
 
 def test_a_shorter_chunk_may_be_chosen(toy_policy: Path) -> None:
-    assert evaluate_base(toy_policy, 2, 0, chunk=1)["chunk"] == 1
+    assert {result["chunk"] for result in evaluate_base(toy_policy, 2, 0, chunk=1).values()} == {1}
     assert load_policy(toy_policy).chunk == 2
 
 

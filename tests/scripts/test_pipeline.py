@@ -11,7 +11,7 @@ import pytest
 from programs import TINY, pretrain_command, train_command
 from zprl_sb3.callbacks import read_rows
 from zprl_sb3.scripts.common import read_yaml
-from zprl_sb3.scripts.evaluate import base_policies
+from zprl_sb3.scripts.evaluate import WAYS
 from zprl_sb3.scripts.quickstart import quickstart
 from zprl_sb3.settings import load_settings
 
@@ -40,8 +40,10 @@ def test_demonstrations_become_a_report(tmp_path: Path, zprl: Any) -> None:
     assert steered["mean_length"] <= 25
     assert steered["env_id"] == "zprl/Push-v0"
     # The policy is judged the same after pretraining and on demand, and on the episodes of the steered one.
-    after, on_demand = (json.loads(file.read_text()) for file in (base / "evaluation.json", tmp_path / "base.json"))
-    assert list(after) == list(base_policies())
+    after, on_demand = (
+        json.loads(file.read_text()) for file in (base / "base_evaluation.json", tmp_path / "base.json")
+    )
+    assert list(after) == list(WAYS)
     assert after == on_demand
     assert all(result["seeds"] == steered["seeds"] == [100_000, 100_001] for result in after.values())
     assert [row["chunks"] for row in read_rows(run / "evaluations.csv")] == [0, 20, 40, 60]
@@ -62,7 +64,7 @@ def test_quickstart_goes_all_the_way_and_repeats_nothing(tmp_path: Path, capsys:
     settings = load_settings("quickstart.yml", "default", short)
     results = quickstart(tmp_path / "a folder", 0, settings)
     root = tmp_path / "a folder"
-    assert list(results) == [*base_policies(), "steered", "steered, zero noise"]
+    assert list(results) == [*WAYS, "steered", "steered, zero noise"]
     assert json.loads((root / "quickstart.json").read_text()) == results
     assert all(result.keys() >= KEYS for result in results.values())
     assert (root / "quickstart.md").read_text().count("\n") == 2 + len(results)

@@ -13,12 +13,14 @@ import h5py
 import numpy as np
 import pytest
 
+from helpers import PUSH
 from programs import pretrain_command
 from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.files import sha256
 from zprl_sb3.pretrain.trainer import STATE, Trainer
+from zprl_sb3.scripts import pretrain as program
 from zprl_sb3.scripts.common import read_yaml
-from zprl_sb3.scripts.evaluate import base_policies
+from zprl_sb3.scripts.evaluate import WAYS
 from zprl_sb3.scripts.pretrain import compose, evaluate_checkpoint
 
 
@@ -50,21 +52,46 @@ def test_the_folder_holds_settings_and_curves(base: Path, push_demos: Path) -> N
     assert run["dataset_sha256"] == sha256(push_demos)
     assert list(base.glob("events.out.tfevents.*"))
     assert not list(base.glob(".*"))
-    assert not (base / "evaluation.json").exists()  # none was asked for
+    assert not (base / "base_evaluation.json").exists()  # none was asked for
 
 
 def test_an_evaluation_has_both_paths_with_and_without_noise(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base / "policy", tmp_path / "policy")
     results = evaluate_checkpoint(tmp_path / "policy", episodes=2, seed=100_000)
-    assert list(results) == list(base_policies())
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == results
-    assert [(r["path"], r["noise"]) for r in results.values()] == [
+    assert list(results) == list(WAYS)
+    assert json.loads((tmp_path / "base_evaluation.json").read_text()) == results
+    assert [(r["route"], r["noise"]) for r in results.values()] == [
         ("bottleneck", "normal"),
         ("context", "normal"),
         ("bottleneck", "zero"),
         ("context", "zero"),
     ]
     assert all(result["seeds"] == [100_000, 100_001] for result in results.values())
+
+
+def test_while_it_trains_there_is_a_checkpoint_that_can_be_loaded(
+    push_demos: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(trainer: Trainer) -> None:
+        trainer._save()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_loop", lambda trainer, *_: stop(trainer))
+        assert zprl(*pretrain_command(push_demos, tmp_path))[0] == 130
+    assert load_policy(tmp_path / "policy_latest").env_id == PUSH
+    assert zprl(*pretrain_command(push_demos, tmp_path))[0] == 0
+    assert load_policy(tmp_path / "policy").env_id == PUSH
+    assert not (tmp_path / "policy_latest").exists()
+
+
+def test_the_device_is_the_one_of_the_evaluation_too(
+    push_demos: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+    monkeypatch.setattr(program, "evaluate_checkpoint", lambda *_, device, **__: devices.append(device))
+    assert zprl(*pretrain_command(push_demos, tmp_path, "evaluation.episodes=2"))[0] == 0
+    assert devices == ["cpu"]
 
 
 def test_a_finished_run_says_so(base: Path, push_demos: Path, zprl: Any) -> None:

@@ -54,6 +54,16 @@ def test_a_folder_that_is_not_a_run_is_refused(toy_run: Path, tmp_path: Path, zp
     assert not (tmp_path / "report").exists()
 
 
+def test_a_folder_that_is_not_a_run_does_not_stop_the_others(toy_run: Path, tmp_path: Path, zprl: Any) -> None:
+    code, out, err = zprl("report", tmp_path, toy_run, "--output", tmp_path / "report")
+    assert code == 0
+    assert err.startswith(f"zprl report: left out: {tmp_path} has no run.yml")
+    assert out.count("PointReach") == 1
+    code, _, err = zprl("report", tmp_path, tmp_path, "--output", tmp_path / "report")
+    assert code == 1
+    assert "None of these 2 folders can be reported" in err
+
+
 def test_a_checkpoint_is_not_a_run(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
     code, _, err = zprl("report", toy_policy, "--output", tmp_path / "report")
     assert code == 1

@@ -51,11 +51,6 @@ def test_a_run_folder_holds_all_that_is_needed(toy_run: Path, toy_policy: Path) 
     assert not list(toy_run.rglob(".*"))  # nothing half-written
 
 
-def test_the_environment_has_the_arguments_of_the_demonstrations_then_those_of_the_settings(toy_policy: Path) -> None:
-    assert program.env_kwargs(toy_policy, {"env_kwargs": {}}) == {"reach": 0.3}
-    assert program.env_kwargs(toy_policy, {"env_kwargs": {"by_key": True, "reach": 1}}) == {"by_key": True, "reach": 1}
-
-
 def test_the_same_seed_gives_the_same_run(toy_run: Path, toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
     zprl(*train_command(toy_policy, tmp_path / "again"))
     assert read_rows(tmp_path / "again" / "evaluations.csv") == read_rows(toy_run / "evaluations.csv")
@@ -106,12 +101,13 @@ def test_another_policy_in_the_same_folder_is_refused(toy_run: Path, tmp_path: P
         ("chunk=9", "the policy predicts 4 (choose 1 to 4)"),
         ("chunk=0", "chunk must be a whole number of at least 1, not 0"),
         ("n_envs=0", "n_envs must be a whole number of at least 1, not 0"),
-        ("eval_episodes=2.5", "eval_episodes must be a whole number of at least 1, not 2.5"),
+        ("eval_episodes=2.5", "'eval_episodes' is a whole number, not 2.5"),
         ("algorithm=fast", "'algorithm' is a table of settings, not 'fast'"),
         ("sample_latent=often", "'sample_latent' is true or false, not 'often'"),
         ("lambda=0.5", "unknown setting 'lambda'"),
         ("algorithm.speed=3", "unknown setting 'speed'"),
         ("scale", "key=value"),
+        ("algorithm.policy_kwargs.n_critcs=3", "unexpected keyword argument 'n_critcs'"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_claims_no_folder(
@@ -196,7 +192,7 @@ def test_a_nan_from_the_simulator_costs_nothing_learned(sick_policy: Path, tmp_p
     code, _, err = zprl(*train_command(sick_policy, output, "save_freq=1000"))
     assert code == 1
     assert "Traceback" not in err
-    assert "by SimulationError; all is saved in" in err
+    assert f"by SimulationError; the same command goes on from {output / 'snapshot'}" in err
     last = err.splitlines()[-1]
     assert last.startswith("zprl train: ")
     assert "TurnsSick" in last
@@ -289,16 +285,17 @@ def test_a_damaged_snapshot_is_named(
             file.write_bytes(damage)
             code, _, err = zprl(*train_command(toy_policy, output))
             assert code == 1
-            assert f"{output / 'snapshot'} is damaged" in err
+            assert f"{output / 'snapshot'} cannot be loaded" in err
+            assert "If it is damaged, remove it" in err
             assert err.count("\n") == 1
         file.write_bytes(whole)
     assert zprl(*train_command(toy_policy, output))[0] == 0
     assert (output / "model.zip").is_file()
 
 
-def stop(model: SteeringSAC, callbacks: Any, n_timesteps: int, output: Path) -> None:
+def stop(model: SteeringSAC, evaluations: Any, settings: dict[str, Any], output: Path) -> None:
     """Learn for a while, save, and be interrupted."""
-    model.learn(30, callbacks, reset_num_timesteps=False)
+    model.learn(30, evaluations, reset_num_timesteps=False)
     save_snapshot(model, output / "snapshot")
     raise KeyboardInterrupt
 
@@ -332,16 +329,21 @@ def test_a_killed_run_goes_on_from_its_snapshot(toy_policy: Path, tmp_path: Path
     assert {path.name for path in (output / "logs").iterdir()} == {"from_0", f"from_{saved.num_timesteps}"}
 
 
-def test_ctrl_c_saves_everything_and_says_how_to_go_on(toy_policy: Path, tmp_path: Path, zprl: Any, start: Any) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "subprocess"),
+    [(signal.SIGINT, 130, "false"), (signal.SIGTERM, 143, "false"), (signal.SIGINT, 130, "true")],
+)
+def test_an_interrupt_saves_everything_and_says_how_to_go_on(
+    toy_policy: Path, tmp_path: Path, zprl: Any, start: Any, number: int, code: int, subprocess: str
+) -> None:
     output = tmp_path / "run"
-    command = train_command(toy_policy, output, "n_timesteps=400", "save_freq=1000")
+    command = train_command(toy_policy, output, "n_timesteps=400", "save_freq=1000", f"subprocess={subprocess}")
     process = start(*command)
     wait_for(output / "evaluations.csv", process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     text, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, text
-    assert "by KeyboardInterrupt; all is saved in" in text
-    assert "The same command goes on from there" in text
+    assert process.returncode == code, text
+    assert f"; the same command goes on from {output / 'snapshot'}" in text
     assert "Traceback" not in text
     saved = SteeringSAC.load(output / "snapshot" / "model.zip")
     assert saved.num_timesteps < 400
@@ -349,6 +351,71 @@ def test_ctrl_c_saves_everything_and_says_how_to_go_on(toy_policy: Path, tmp_pat
     assert code == 0
     assert f"Going on from {saved.env_steps} env steps" in out
     assert_complete(output, 400)
+
+
+def test_ctrl_c_waits_until_the_update_is_done(
+    toy_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, update = tmp_path / "run", SteeringSAC._update_actor
+
+    def interrupted(model: SteeringSAC, batch: Any) -> Any:
+        if model.num_timesteps == 30:
+            signal.raise_signal(signal.SIGINT)
+        return update(model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SteeringSAC, "_update_actor", interrupted)
+        assert zprl(*train_command(toy_policy, output, "save_freq=1000"))[0] == 130
+    saved = SteeringSAC.load(output / "snapshot" / "model.zip")
+    assert saved.num_timesteps == 30
+    # All updates of the 20 chunks after the warm-up are in the snapshot, and the actor's are half as many.
+    steps = {int(state["step"]) for state in saved.critic.optimizer.state.values()}
+    assert steps == {saved._n_updates}
+    assert {int(state["step"]) for state in saved.actor.optimizer.state.values()} == {saved._n_updates // 2}
+    assert zprl(*train_command(toy_policy, output, "save_freq=1000"))[0] == 0
+    assert_complete(output)
+
+
+def test_a_finished_run_goes_on_with_more_chunks(toy_run: Path, toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(toy_run, output)
+    before = read_rows(output / "evaluations.csv")
+    code, out, _ = zprl(*train_command(toy_policy, output, "n_timesteps=100"))
+    assert code == 0
+    assert f"Going on from {int(before[-1]['env_steps'])} env steps" in out
+    assert_complete(output, 100)
+    assert read_rows(output / "evaluations.csv")[: len(before)] == before
+    assert read_yaml(output / "run.yml")["settings"]["n_timesteps"] == 100
+    assert "is trained already" in zprl(*train_command(toy_policy, output, "n_timesteps=80"))[1]
+
+
+@pytest.mark.parametrize("seed", [0, program.EVAL_SEED, 100_000])
+def test_training_never_meets_the_layouts_of_evaluations(
+    toy_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    seeds: list[int] = []
+    reset = PointReach.reset
+
+    def noted(env: Any, *, seed: int | None = None, options: Any = None) -> Any:
+        seeds.append(-1 if seed is None else seed)
+        return reset(env, seed=seed, options=options)
+
+    monkeypatch.setattr(PointReach, "reset", noted)
+    assert zprl(*train_command(toy_policy, tmp_path / "run", "n_timesteps=20", seed=seed))[0] == 0
+    training = {each for each in seeds if each >= program.TRAINING}
+    assert training == {program.TRAINING + seed, program.TRAINING + seed + 1}
+    # All others are evaluations or follow in the generator of a training seed.
+    assert all(each == -1 or each in training or 0 <= each - program.EVAL_SEED < 1000 for each in seeds)
+
+
+def test_the_environments_are_closed_after_an_error(sick_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    closed: list[Any] = []
+    TurnsSick.close = lambda env: closed.append(env)  # type: ignore[method-assign]
+    try:
+        assert zprl(*train_command(sick_policy, tmp_path / "run"))[0] == 1
+    finally:
+        del TurnsSick.close
+    assert len(closed) > 2
 
 
 def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None:

@@ -42,6 +42,22 @@ def test_a_scale_that_is_not_positive_is_refused(kind: type[Steering], scale: An
         kind(tiny_policy(), scale)
 
 
+class Half:
+    """Has some members of a policy."""
+
+    action_dim, chunk, bottleneck = 2, 2, None
+
+    def embed(self, obs: Any) -> Any:
+        return obs["state"]
+
+
+@pytest.mark.parametrize("kind", [LatentSteering, EmbeddingSteering])
+def test_an_object_that_is_no_policy_is_refused_with_all_that_it_lacks(kind: type[Steering]) -> None:
+    lacking = "observation_dims, obs_steps, env_id, horizon, context_dim, device, act, fingerprint"
+    with pytest.raises(TypeError, match=rf"^Half cannot be steered: it lacks {lacking} \("):
+        kind(Half(), 0.5)  # type: ignore[arg-type]
+
+
 def test_another_kind_of_noise_is_refused() -> None:
     with pytest.raises(ValueError, match="noise is 'normal' or 'zero', not 'pink'"):
         LatentSteering(tiny_policy(), 0.5, noise="pink")  # type: ignore[arg-type]
@@ -116,6 +132,25 @@ def test_steering_by_delta_decodes_the_moved_latent() -> None:
     np.testing.assert_array_equal(chunk, expected)
     still = steering.act(shown, np.zeros_like(DELTA), rngs())
     assert np.abs(chunk - still).max() > 1e-6
+
+
+def test_a_delta_beyond_its_box_is_clipped_to_it() -> None:
+    steering = LatentSteering(tiny_policy(), 0.3)
+    shown = steering.observe(OBS, rngs())
+    far = np.float32([[1.5, -7, 0.3], [0, 1, -1], [1e30, -1e30, 1.0001]])
+    box = np.float32([[1, -1, 0.3], [0, 1, -1], [1, -1, 1]])
+    np.testing.assert_array_equal(steering.act(shown, far, rngs()), steering.act(shown, box, rngs()))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_delta_that_is_not_finite_is_refused_before_anything_is_drawn(bad: float) -> None:
+    steering = LatentSteering(tiny_policy(), 0.3)
+    generators = rngs()
+    delta = DELTA.copy()
+    delta[0, 2] = delta[2, 1] = bad
+    with pytest.raises(ValueError, match=r"Δz is not finite \(NaN or infinite in environments \[0, 2\]\)"):
+        steering.act(steering.observe(OBS, rngs()), delta, generators)
+    assert th.equal(noise_of(generators), noise_of(rngs()))
 
 
 def test_without_flow_noise_the_generators_do_not_matter() -> None:

@@ -9,15 +9,21 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import FlattenObservation, TimeLimit
+from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.monitor import Monitor
 
 from helpers import POINT, POINT_DICT, POINT_ID, PointReach, push_policy, tiny_policy
 from zprl_sb3.checkpoint import save_policy
 from zprl_sb3.policy import FlowPolicy
-from zprl_sb3.wrappers import ActionChunk, LatentSteeringWrapper, SeededEpisodes
+from zprl_sb3.wrappers import (
+    ActionChunk,
+    LatentSteeringWrapper,
+    SeededEpisodes,
+)
 from zprl_sb3.wrappers.steering import episode_rng
 
 ZEROS = np.zeros(3, np.float32)
@@ -64,6 +70,30 @@ def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
 def test_a_policy_without_bottleneck_is_refused() -> None:
     with pytest.raises(ValueError, match="no bottleneck"):
         steered(tiny_policy(latent_dim=None))
+
+
+def test_a_step_before_the_first_reset_is_refused() -> None:
+    env = steered()
+    with pytest.raises(ResetNeeded, match="no z to steer yet: call reset"):
+        env.step(ZEROS)
+    env.reset(seed=0)
+    env.step(ZEROS)
+
+
+def test_a_delta_that_is_not_finite_is_refused_and_one_beyond_its_box_clipped() -> None:
+    env = steered()
+    env.reset(seed=1)
+    with pytest.raises(ValueError, match="Δz is not finite"):
+        env.step(np.float32([0, float("nan"), 0]))
+    # Nothing has happened: the episode goes on as if it had not been tried.
+    np.testing.assert_equal(env.step(np.float32([5, -2, 1]))[0], second(np.float32([1, -1, 1])))
+
+
+def second(delta: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """The second observation of the episode with seed 1."""
+    env = steered()
+    env.reset(seed=1)
+    return env.step(delta)[0]
 
 
 @pytest.mark.parametrize(
@@ -147,27 +177,6 @@ def test_a_plain_box_is_observed_as_state_and_a_dictionary_by_its_keys() -> None
     np.testing.assert_allclose(steered().reset(seed=3)[0]["c"], raw)
     # Keys are joined in alphabetical order: goal before point.
     np.testing.assert_allclose(shown["c"], [*raw[2:], *raw[:2]])
-
-
-def test_history_is_the_last_frames_and_begins_with_the_first_one_repeated() -> None:
-    policy = tiny_policy(obs_steps=2)
-    env = LatentSteeringWrapper(point(), policy, 0.5)
-    raw, _ = point().reset(seed=1)
-    shown, _ = env.reset(seed=1)
-    assert policy.context_dim == 8
-    np.testing.assert_allclose(shown["c"], [*raw, *raw])
-    chunk = env.steering.act({key: value[None] for key, value in shown.items()}, ZEROS[None], [episode_rng(1)])[0]
-    shown, *_ = env.step(ZEROS)
-    plain = point()
-    plain.reset(seed=1)
-    frames = [plain.step(action)[0] for action in chunk]
-    np.testing.assert_allclose(shown["c"], np.concatenate(frames[-2:]), atol=1e-6)
-
-
-def test_history_works_by_key_too() -> None:
-    env = LatentSteeringWrapper(gym.make(POINT_DICT), tiny_policy(by_key=True, obs_steps=3), 0.5)
-    assert env.reset(seed=1)[0]["c"].shape == (12,)
-    assert env.step(ZEROS)[0]["c"].shape == (12,)
 
 
 def test_steering_by_nothing_is_the_base_policy_through_the_mean() -> None:

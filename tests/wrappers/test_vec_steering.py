@@ -12,24 +12,22 @@ import numpy as np
 import pytest
 import torch as th
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from helpers import POINT, POINT_DICT, PUSH, PointReach, push_policy, steered_points, tiny_model, tiny_policy
+from helpers import POINT, POINT_DICT, PUSH, push_policy, steered_points, tiny_model, tiny_policy
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import (
-    ActionChunk,
     LatentSteering,
     LatentSteeringWrapper,
     SeededEpisodes,
-    SimulationError,
     VecSteering,
     find_spec,
     make_vec_steering,
 )
 
 N = 3
-ATOL = 1e-6  # a batch of n may be multiplied in another order than n batches of one
+ATOL = 1e-6  # the sums in a batch of n may run in another order than in n batches of one
 
 
 def deltas(steps: int, n_envs: int = N) -> NDArray[np.float32]:
@@ -43,7 +41,7 @@ def compare_with_singles(
 
     def assert_close(mine: dict[str, NDArray[Any]], theirs: dict[str, NDArray[Any]]) -> None:
         for key in ("c", "z"):
-            np.testing.assert_allclose(mine[key], theirs[key], atol=atol, err_msg=key)
+            np.testing.assert_allclose(mine[key], theirs[key], rtol=0, atol=atol, err_msg=key)
 
     env.seed(seed)
     shown: Any = env.reset()
@@ -81,20 +79,46 @@ def test_it_does_what_single_wrappers_do(config: dict[str, Any], sample_latent: 
     assert compare_with_singles(env, [single() for _ in range(N)], steps=60, seed=11) > 3 * N
 
 
-def test_it_does_so_by_key_too() -> None:
-    policy = tiny_policy(by_key=True)
+@pytest.mark.parametrize("obs_steps", [1, 3])
+def test_it_does_so_by_key_too(obs_steps: int) -> None:
+    policy = tiny_policy(by_key=True, obs_steps=obs_steps)
     env = make_vec_steering(POINT_DICT, LatentSteering(policy, 0.5), N, 0.9)
     singles = [LatentSteeringWrapper(gym.make(POINT_DICT), policy, 0.5, gamma=0.9) for _ in range(N)]
     assert compare_with_singles(env, singles, steps=30, seed=2) > N
 
 
-def test_it_does_so_in_the_simulator() -> None:
+def row_by_row(policy: FlowPolicy) -> FlowPolicy:
+    """Let a policy compute each row of a batch alone, so that it gives the same bits in every batch."""
+    assert policy.bottleneck is not None
+    embed, act, encode, decode = policy.embed, policy.act, policy.bottleneck.encode, policy.bottleneck.decode
+
+    def embed_rows(obs: dict[str, th.Tensor]) -> th.Tensor:
+        rows = zip(*(value.split(1) for value in obs.values()), strict=True)
+        return th.cat([embed(dict(zip(obs, row, strict=True))) for row in rows])
+
+    def act_rows(condition: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        return th.cat([act(*row) for row in zip(condition.split(1), noise.split(1), strict=True)])
+
+    def encode_rows(context: th.Tensor) -> tuple[th.Tensor, ...]:
+        return tuple(map(th.cat, zip(*(encode(row) for row in context.split(1)), strict=True)))
+
+    policy.embed, policy.act = embed_rows, act_rows  # type: ignore[method-assign,assignment]
+    policy.bottleneck.encode = encode_rows  # type: ignore[method-assign,assignment]
+    policy.bottleneck.decode = lambda latent: th.cat([decode(row) for row in latent.split(1)])  # type: ignore[method-assign]
+    return policy
+
+
+# Batches differ from single rows in the last bits, and contacts amplify these exponentially, by 1e4 and more within
+# 30 chunks, in float64 too. So the batched policy is compared before the first contact, and whole episodes with a
+# policy whose batches are exact: all else that VecSteering does is, too.
+@pytest.mark.parametrize(("exact", "limit", "chunks", "atol"), [(False, 15, 20, ATOL), (True, 100, 60, 0.0)])
+def test_it_does_so_in_the_simulator(exact: bool, limit: int, chunks: int, atol: float) -> None:
     pytest.importorskip("metaworld")
-    policy, kwargs = push_policy(), {"max_episode_steps": 15}
+    policy = row_by_row(push_policy()) if exact else push_policy()
+    kwargs = {"max_episode_steps": limit}
     env = make_vec_steering(PUSH, LatentSteering(policy, 0.5, sample_latent=True), 2, env_kwargs=kwargs)
     singles = [LatentSteeringWrapper(gym.make(PUSH, **kwargs), policy, 0.5, sample_latent=True) for _ in range(2)]
-    # Contacts amplify the last bits of an action within a few steps.
-    assert compare_with_singles(env, singles, steps=20, seed=5, atol=1e-4) == 4
+    assert compare_with_singles(env, singles, chunks, seed=20, atol=atol) == (2 if exact else 4)
 
 
 def test_processes_of_their_own_change_nothing() -> None:
@@ -117,42 +141,6 @@ def test_processes_of_their_own_change_nothing() -> None:
         assert ended > 2
     finally:
         there.close()
-
-
-class Sick(PointReach):
-    """Returns a reward that is not a number."""
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, _, terminated, truncated, info = super().step(action)
-        return obs, float("nan"), terminated, truncated, info
-
-
-def chunked_points(cls: type[PointReach], subprocess: bool = False) -> VecEnv:
-    def make() -> gym.Env[Any, Any]:
-        return ActionChunk(cls(), 2, 0.9)
-
-    return SubprocVecEnv([make]) if subprocess else DummyVecEnv([make])
-
-
-def test_a_simulation_that_fails_says_so() -> None:
-    env = VecSteering(chunked_points(Sick), LatentSteering(tiny_policy(), 0.5), 0.9)
-    env.reset()
-    with pytest.raises(SimulationError, match="a reward that is not finite, 1 env step"):
-        env.step(deltas(1, 1)[0])
-
-
-def test_the_end_of_an_environments_process_is_told_plainly() -> None:
-    env = VecSteering(chunked_points(Sick, subprocess=True), LatentSteering(tiny_policy(), 0.5), 0.9)
-    env.reset()
-    with pytest.raises(ChildProcessError, match="process of an environment has ended"):
-        env.step(deltas(1, 1)[0])
-    with pytest.raises(ChildProcessError, match="process of an environment has ended"):
-        env.step(deltas(1, 1)[0])
-
-
-def test_a_process_that_cannot_make_its_environment_is_told_plainly() -> None:
-    with pytest.raises(ChildProcessError, match="process of an environment has ended"):
-        make_vec_steering("test/Nowhere-v0", LatentSteering(tiny_policy(), 0.5), 1, subprocess=True)
 
 
 def count_calls(policy: FlowPolicy) -> list[tuple[str, int]]:
@@ -203,31 +191,6 @@ def test_what_is_done_to_the_shown_z_does_not_matter() -> None:
     np.testing.assert_equal(traces[1], traces[0])
 
 
-def test_environments_that_are_not_chunked_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs chunked environments: build them with make_vec_steering"):
-        VecSteering(DummyVecEnv([lambda: gym.make(POINT)]), LatentSteering(tiny_policy(), 0.5))
-
-
-def test_chunks_of_another_length_or_discount_are_refused() -> None:
-    for chunk, gamma in ((3, 0.9), (2, 0.8)):
-        venv = DummyVecEnv([lambda c=chunk, g=gamma: ActionChunk(gym.make(POINT), c, g)])  # type: ignore[misc]
-        with pytest.raises(ValueError, match=f"chunk={chunk}, gamma={gamma}; the steering needs chunk=2, gamma=0.9"):
-            VecSteering(venv, LatentSteering(tiny_policy(), 0.5), gamma=0.9)
-
-
-def test_a_policy_of_another_environment_is_refused() -> None:
-    with pytest.raises(ValueError, match="trained for zprl/Push-v0, the environment is test/PointReach-v0"):
-        steered_points(tiny_policy(env_id=PUSH))
-    venv = DummyVecEnv([lambda: ActionChunk(gym.make(POINT), 2)])
-    with pytest.raises(ValueError, match="trained for zprl/Push-v0"):
-        VecSteering(venv, LatentSteering(tiny_policy(env_id=PUSH), 0.5))
-
-
-def test_an_environment_that_does_not_exist_is_named() -> None:
-    with pytest.raises(gym.error.Error, match="Nowhere"):
-        make_vec_steering("test/Nowhere-v0", LatentSteering(tiny_policy(), 0.5), 1)
-
-
 @pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
 def test_the_steering_is_found_under_other_wrappers() -> None:
     policy = tiny_policy()
@@ -244,7 +207,7 @@ def test_a_saved_model_holds_nothing_of_the_policy(tmp_path: Path, batched: bool
     policy = tiny_policy(unet_widths=(128, 256))  # megabytes, so that it would show
     assert sum(weight.numel() for weight in policy.parameters()) > 1_000_000
     env = steered_points(policy) if batched else LatentSteeringWrapper(gym.make(POINT), policy, 0.5)
-    model = tiny_model(env)
+    model = tiny_model(env, policy_kwargs={"n_critics": 2})
     model.learn(20)
     model.save(tmp_path / "model.zip")
     assert (tmp_path / "model.zip").stat().st_size < 100_000

@@ -19,6 +19,10 @@ CONFIG = TrainingConfig(
     batch_size=8,
     learning_rate=1e-3,
     warmup_steps=1,
+    betas=(0.95, 0.999),
+    weight_decay=1e-6,
+    ema_power=0.8,
+    ema_max=0.9999,
     beta=0.3,
     reconstruction=0.2,
     validate_every=10,
@@ -54,18 +58,33 @@ def test_the_kl_is_the_mean_of_that_of_torch() -> None:
     mean, std = th.randn(5, 3), th.rand(5, 3) + 0.1
     expected = reference_kl(Normal(mean, std), Normal(0.0, 1.0))
     assert expected.shape == (5, 3)
-    th.testing.assert_close(kl_divergence(mean, std), expected.mean())
+    th.testing.assert_close(kl_divergence(mean, 2 * std.log()), expected.mean())
 
 
 def test_the_kl_does_not_grow_with_batch_or_dimensions() -> None:
-    small = kl_divergence(th.full((1, 1), 0.5), th.full((1, 1), 0.2))
-    large = kl_divergence(th.full((64, 16), 0.5), th.full((64, 16), 0.2))
+    log_var = 2 * math.log(0.2)
+    small = kl_divergence(th.full((1, 1), 0.5), th.full((1, 1), log_var))
+    large = kl_divergence(th.full((64, 16), 0.5), th.full((64, 16), log_var))
     th.testing.assert_close(small, large)
-    assert small.item() == pytest.approx(0.5 * (0.25 + 0.04 - 1 - 2 * math.log(0.2)))
+    assert small.item() == pytest.approx(0.5 * (0.25 + 0.04 - 1 - log_var))
 
 
 def test_the_standard_normal_costs_nothing() -> None:
-    assert kl_divergence(th.zeros(4, 3), th.ones(4, 3)).item() == 0
+    assert kl_divergence(th.zeros(4, 3), th.zeros(4, 3)).item() == 0
+
+
+def test_a_deviation_that_underflows_costs_a_finite_amount() -> None:
+    bottleneck = Bottleneck(4, BottleneckConfig(latent_dim=2, hidden=8))
+    nn.init.zeros_(bottleneck.log_var.weight)
+    nn.init.constant_(bottleneck.log_var.bias, -400.0)
+    context, actions = th.randn(6, 4), th.randn(6, 4, 2)
+    assert (bottleneck.encode(context)[1] == 0).all()
+    losses = bottleneck_loss(bottleneck, lambda a, k, c: a, context, actions, actions, th.rand(6), 1.0, 1.0)
+    mean = bottleneck.encode(context)[0]
+    assert losses["kl"].item() == pytest.approx(0.5 * (mean.square().mean().item() - 1 + 400))
+    losses["total"].backward()  # type: ignore[no-untyped-call]
+    # The gradient leads back: a smaller log variance costs more.
+    th.testing.assert_close(bottleneck.log_var.bias.grad, th.full((2,), -0.25))
 
 
 def test_encoder_and_decoder_have_three_hidden_layers_and_plain_heads() -> None:
@@ -88,8 +107,12 @@ def test_the_heads_are_mean_and_log_variance() -> None:
     bottleneck = Bottleneck(4, BottleneckConfig(latent_dim=2, hidden=8))
     nn.init.zeros_(bottleneck.log_var.weight)
     nn.init.constant_(bottleneck.log_var.bias, math.log(0.25))
-    _, std = bottleneck.encode(th.randn(3, 4))
+    context = th.randn(3, 4)
+    mean, std = bottleneck.encode(context)
     th.testing.assert_close(std, th.full((3, 2), 0.5))
+    same_mean, log_var = bottleneck.posterior(context)
+    assert th.equal(same_mean, mean)
+    th.testing.assert_close(log_var, th.full((3, 2), math.log(0.25)))
 
 
 def test_the_loss_adds_up_its_weighted_parts_on_one_sampled_latent() -> None:
@@ -150,7 +173,10 @@ def test_imitation_and_bottleneck_share_noise_and_times() -> None:
     policy = trainable_policy()
     assert policy.bottleneck is not None
     # A decoder that answers the context itself turns the bottleneck's flow loss into the imitation loss.
-    policy.bottleneck.encode = lambda context: (context, th.zeros_like(context))  # type: ignore[method-assign]
+    policy.bottleneck.posterior = lambda context: (  # type: ignore[method-assign]
+        context,
+        th.full_like(context, -400.0),
+    )
     policy.bottleneck.decode = lambda latent: latent  # type: ignore[method-assign]
     th.manual_seed(1)
     context = {"state": th.randn(8, 1, 4)}

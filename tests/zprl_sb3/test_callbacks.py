@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.buffers import DictReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.logger import configure
 
 from helpers import everything, same, steered_points, tiny_model, tiny_policy
 from zprl_sb3.callbacks import (
@@ -100,15 +103,36 @@ def test_a_snapshot_at_the_moment_of_an_evaluation_does_not_evaluate_twice(tmp_p
     assert chunks(path) == [0, 20, 40]
 
 
-def test_results_go_to_the_logger_too(tmp_path: Path) -> None:
+def test_every_evaluation_goes_to_the_logs_the_last_one_too(tmp_path: Path) -> None:
     model = tiny_model()
-    model.learn(20, evaluation(tmp_path / "evaluations.csv"))
-    last = read_rows(tmp_path / "evaluations.csv")[-1]
-    logged = model.logger.name_to_value
-    for column in COLUMNS[:7]:
-        assert logged[f"eval/{column}"] == pytest.approx(last[column])
-    for column in COLUMNS[7:]:
-        assert logged[f"steering/{column}"] == pytest.approx(last[column])
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(40, evaluation(tmp_path / "evaluations.csv"))
+    logged = pd.read_csv(tmp_path / "progress.csv").dropna(subset="eval/chunks")
+    rows = read_rows(tmp_path / "evaluations.csv")
+    for column in COLUMNS:
+        name = f"eval/{column}" if column in COLUMNS[:7] else f"steering/{column}"
+        assert logged[name].tolist() == pytest.approx([row[column] for row in rows], abs=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, TD3])
+def test_stock_algorithms_have_their_env_steps_counted(tmp_path: Path, algorithm: Any) -> None:
+    arguments = {"n_steps": 10, "batch_size": 10} if algorithm is PPO else {"learning_starts": 1000}
+    model = algorithm("MultiInputPolicy", steered_points(), device="cpu", seed=0, **arguments)
+    counted: list[int] = []
+    count = ConvertCallback(lambda local, _: bool(counted.append(sum(i["env_steps"] for i in local["infos"])) or True))
+    model.learn(40, [evaluation(tmp_path / "evaluations.csv"), count])
+    rows = read_rows(tmp_path / "evaluations.csv")
+    assert [row["env_steps"] for row in rows][::2] == [0, sum(counted)]
+    assert 40 < sum(counted) <= 80
+
+
+def test_a_new_run_starts_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "evaluations.csv"
+    tiny_model().learn(20, evaluation(path, episodes=4))
+    before = read_rows(path)
+    tiny_model(seed=5).learn(20, evaluation(path, episodes=6))
+    assert chunks(path) == [0, 20]
+    assert read_rows(path)[0] != before[0]
 
 
 def test_a_line_per_evaluation_is_printed_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,18 @@ def test_saving_again_replaces_the_checkpoint(checkpoint: Path) -> None:
     assert {path.name for path in checkpoint.parent.iterdir()} == {"policy"}
 
 
+def test_a_kill_between_the_two_renames_of_a_replacement_costs_nothing(checkpoint: Path) -> None:
+    fingerprint = load_policy(checkpoint).fingerprint()
+    os.replace(checkpoint, checkpoint.parent / ".policy.old")
+    assert load_policy(checkpoint).fingerprint() == fingerprint
+    # What is wrong is said of the checkpoint, not of where it lay.
+    os.replace(checkpoint, checkpoint.parent / ".policy.old")
+    truncate_weights(checkpoint.parent / ".policy.old")
+    with pytest.raises(CheckpointError, match="truncated or changed") as caught:
+        load_policy(checkpoint)
+    assert str(checkpoint / WEIGHTS) in str(caught.value)
+
+
 def test_the_chunk_is_chosen_while_loading(checkpoint: Path) -> None:
     assert load_policy(checkpoint).chunk == 2
     assert load_policy(checkpoint, chunk=4).chunk == 4
@@ -147,6 +160,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "config of another project": (lambda f: (f / CONFIG).write_text('{"model": "bert"}'), CONFIG, "not a zprl_sb3"),
     "config that is a list": (lambda f: (f / CONFIG).write_text("[1]"), CONFIG, "not a zprl_sb3"),
     "newer format": (lambda f: edit(f, format_version=FORMAT_VERSION + 1), CONFIG, "upgrade it"),
+    "format in words": (lambda f: edit(f, format_version="1"), CONFIG, "format_version is a whole number, not '1'"),
+    "format as a list": (lambda f: edit(f, format_version=[1]), CONFIG, r"whole number, not \[1\]"),
+    "format unknown": (lambda f: edit(f, format_version=None), CONFIG, "whole number, not None"),
     "config without its entries": (
         lambda f: (f / CONFIG).write_text('{"format": "zprl_sb3.policy"}'),
         CONFIG,
@@ -154,6 +170,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "unknown setting": (add_unknown_setting, CONFIG, "lacks or mistakes a setting: .*flux"),
     "setting lost": (lambda f: edit(f, policy={"action_dim": 2}), CONFIG, "lacks or mistakes a setting: .*observation"),
+    "negative size": (
+        lambda f: edit(f, policy=read_config(f)["policy"] | {"action_dim": -1}),
+        CONFIG,
+        "mistakes a setting",
+    ),
     "impossible setting": (make_horizon_odd, CONFIG, "mistakes a setting: horizon 5"),
 }
 

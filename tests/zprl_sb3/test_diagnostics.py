@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -8,7 +10,7 @@ from torch import nn
 from helpers import steered_points, tiny_model, tiny_policy
 from zprl_sb3.diagnostics import Recorder, steering_diagnostics
 from zprl_sb3.evaluation import NoSteering, evaluate
-from zprl_sb3.wrappers import EmbeddingSteering, LatentSteering
+from zprl_sb3.wrappers import EmbeddingSteering, LatentSteering, VecSteering
 
 Z = np.array([[3.0, 0.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
 DELTA = np.array([[0.0, 0.8, 0.0], [0.0, 0.0, -0.6]], np.float32)
@@ -53,10 +55,13 @@ def test_latents_of_zero_give_a_finite_ratio() -> None:
 
 def test_the_recorder_answers_what_the_model_answers_and_keeps_what_it_saw() -> None:
     model = tiny_model()
-    recorder = Recorder(model)
+    recorder = Recorder(model, episodes=2)
+    start = np.array([True, True])
     pairs = [({"c": C + k, "z": Z + k}, model.predict({"c": C + k, "z": Z + k}, deterministic=True)[0]) for k in (0, 1)]
     for observation, expected in pairs:
-        np.testing.assert_array_equal(recorder.predict(observation, deterministic=True)[0], expected)
+        answer, _ = recorder.predict(observation, episode_start=start, deterministic=True)
+        np.testing.assert_array_equal(answer, expected)
+        start = np.array([False, False])
     steering = LatentSteering(tiny_policy(), 0.5)
     together = {key: np.concatenate([observation[key] for observation, _ in pairs]) for key in ("c", "z")}
     delta = np.concatenate([expected for _, expected in pairs])
@@ -65,9 +70,26 @@ def test_the_recorder_answers_what_the_model_answers_and_keeps_what_it_saw() -> 
 
 def test_the_base_policy_is_not_displaced_but_the_bottleneck_loses_something() -> None:
     env = steered_points(seeded_episodes=True)
-    recorder = Recorder(NoSteering())
+    recorder = Recorder(NoSteering(), 4)
     evaluate(recorder, env, 0, 4)
     found = recorder.diagnose(env.steering)
     assert found["rms_step"] == found["rms_ratio"] == found["displacement"] == 0
     assert found["rms_z"] > 0
     assert found["context_distance"] > 0
+
+
+def test_only_the_steps_of_episodes_that_count_are_kept() -> None:
+    env, counted = steered_points(n_envs=3, seeded_episodes=True, env_kwargs={"reach": 0.9}), []
+    recorder = Recorder(NoSteering(), 6)
+    steps = VecSteering.step_wait
+
+    def counting() -> Any:
+        result = steps(env)
+        counted.append(result[2])
+        return result
+
+    env.step_wait = counting  # type: ignore[method-assign]
+    lengths = evaluate(recorder, env, 0, 6).lengths
+    kept = sum(len(rows) for rows in recorder.latents)
+    assert kept == sum(-(-length // 2) for length in lengths)  # chunks of 2 env steps
+    assert kept < 3 * len(counted)

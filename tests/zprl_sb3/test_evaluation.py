@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import VecMonitor
 
 from helpers import POINT, steered_points, tiny_model, tiny_policy
 from zprl_sb3.diagnostics import Recorder
@@ -53,7 +55,7 @@ def test_an_evaluation_repeats_exactly_in_the_same_environments() -> None:
 
 def test_episodes_are_run_with_the_mean_of_the_actor() -> None:
     model = tiny_model()
-    recorder = Recorder(model)
+    recorder = Recorder(model, 4)
     evaluate(recorder, evaluation_env(2), SEED, 4)
     for c, z, delta in zip(recorder.contexts, recorder.latents, recorder.deltas, strict=True):
         np.testing.assert_array_equal(delta, model.predict({"c": c, "z": z}, deterministic=True)[0])
@@ -67,6 +69,23 @@ def test_episodes_that_do_not_divide_evenly_are_refused() -> None:
 def test_environments_without_named_seeds_are_refused() -> None:
     with pytest.raises(ValueError, match="seeded_episodes=True"):
         evaluate(NoSteering(), steered_points(), SEED, 4)
+
+
+def test_a_monitor_that_counts_chunks_is_refused() -> None:
+    with pytest.raises(ValueError, match="VecMonitor would count chunks"):
+        evaluate(NoSteering(), VecMonitor(evaluation_env(2)), SEED, 4)
+
+
+def test_an_environment_that_does_not_tell_success_is_refused() -> None:
+    env = evaluation_env(2)
+
+    def forget(local: Any) -> Any:
+        obs, rewards, dones, infos = local
+        return obs, rewards, dones, [{k: v for k, v in info.items() if k != "is_success"} for info in infos]
+
+    env.step_wait = lambda: forget(VecSteering.step_wait(env))  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="does not tell success: its info needs 'is_success'"):
+        evaluate(NoSteering(), env, SEED, 4)
 
 
 def test_no_steering_answers_zeros() -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,66 @@ def test_a_kill_between_the_two_renames_of_a_folder_is_undone(tmp_path: Path, mo
     assert recovered(target) == target
     assert names(target) == {"old"}
     assert recovered(target) == target  # nothing left to undo
+
+
+def leave(folder: Path, name: str) -> None:
+    """Put down what a killed process leaves: a half-written file, or a folder."""
+    if name.endswith("folder"):
+        (folder / name).mkdir()
+        (folder / name / "half").write_text("ha")
+    else:
+        (folder / name).write_text("ha")
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("target", ["result.txt", "a[1].txt", "folder"])
+def test_what_dead_writers_left_of_the_same_target_is_removed(tmp_path: Path, target: str) -> None:
+    suffix = Path(target).suffix
+    dead, mine = dead_pid(), os.getpid()
+    leave(tmp_path, f".{target}.{dead}.part{suffix}")
+    (tmp_path / f".{target}.{10**30}.part{suffix}").mkdir()  # no such number can be a process's
+    # Of a living process, of other targets, and of whatever else has such a name.
+    kept = {f".{target}.1.part{suffix}", f".{target}.x.{dead}.part{suffix}", f".other.{dead}.part{suffix}"}
+    kept |= {f"{target}.{dead}.part{suffix}", f".{target}.word.part{suffix}"}
+    for name in kept:
+        leave(tmp_path, name)
+    with atomic_path(tmp_path / target) as temporary:
+        assert names(tmp_path) == kept
+        assert temporary.name == f".{target}.{mine}.part{suffix}"
+        temporary.write_text("whole")
+    assert names(tmp_path) == kept | {target}
+
+
+def test_a_living_writer_of_the_same_target_keeps_its_temporary(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        other = f".result.txt.{process.pid}.part.txt"
+        try:
+            leave(tmp_path, other)
+            with atomic_path(tmp_path / "result.txt") as temporary:
+                temporary.write_text("whole")
+            assert names(tmp_path) == {"result.txt", other}
+        finally:
+            process.kill()
+    with atomic_path(tmp_path / "result.txt") as temporary:
+        temporary.write_text("whole")
+    assert names(tmp_path) == {"result.txt"}
+
+
+def test_a_writer_puts_back_what_a_kill_between_two_renames_moved_away(tmp_path: Path) -> None:
+    (tmp_path / ".folder.old").mkdir()
+
+    def fail() -> None:
+        with atomic_path(tmp_path / "folder"):
+            raise ValueError("stopped in the middle")
+
+    with pytest.raises(ValueError, match="stopped in the middle"):
+        fail()
+    assert names(tmp_path) == {"folder"}
 
 
 @needs_full

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch as th
 
 from helpers import tiny_policy
-from zprl_sb3.policy import FlowPolicy, check_chunk
+from zprl_sb3.policy import FlowPolicy, check_chunk, missing_members
 
 CONTEXT = th.tensor([[0.1, -0.2, 0.3, -0.4], [1.0, 0.5, -0.5, -1.0]])
 
@@ -129,6 +130,57 @@ def test_the_fingerprint_changes_with_every_tensor() -> None:
         tensor.copy_(before)
         assert policy.fingerprint() == fingerprint, name
     assert len(seen) == 1 + len(policy.state_dict())
+
+
+def test_the_fingerprint_changes_with_every_setting_of_the_architecture() -> None:
+    policy = tiny_policy()
+    changes: dict[str, Any] = {
+        "observation_dims": {"other": 4},
+        "action_dim": 3,
+        "obs_steps": 2,
+        "horizon": 8,
+        "unet_widths": (8, 32),
+        "time_dim": 16,
+        "encoder_sizes": (4,),
+        "sampling_steps": 5,
+    }
+    assert {*changes, "chunk"} == set(vars(policy.config))
+    seen = {policy.fingerprint()}
+    for name, value in changes.items():
+        other = copy.deepcopy(policy)  # with the same weights
+        other.config = replace(policy.config, **{name: value})
+        seen.add(other.fingerprint())
+    assert len(seen) == 1 + len(changes)
+
+
+def test_the_fingerprint_does_not_tell_lists_from_tuples() -> None:
+    """A configuration that went through JSON holds lists."""
+    assert tiny_policy(unet_widths=[8, 16]).fingerprint() == tiny_policy(unet_widths=(8, 16)).fingerprint()
+
+
+def test_the_fingerprint_knows_neither_the_chunk_nor_the_order_of_the_keys() -> None:
+    first = tiny_policy(observation_dims={"point": 2, "goal": 2}, chunk=2)
+    second = tiny_policy(observation_dims={"goal": 2, "point": 2}, chunk=4)
+    assert first.fingerprint() == second.fingerprint()
+    # The same weights on other keys are another policy.
+    assert first.fingerprint() != tiny_policy(observation_dims={"goal": 2, "zenith": 2}).fingerprint()
+
+
+def test_a_policy_lacks_what_the_protocol_names_and_it_does_not_have() -> None:
+    class Half:
+        action_dim = 2
+        bottleneck = None
+
+        def embed(self, obs: Any) -> Any:
+            return obs
+
+    everything = {"observation_dims", "action_dim", "obs_steps", "chunk", "env_id", "horizon", "context_dim"} | {
+        "bottleneck", "device", "embed", "act", "fingerprint"
+    }  # fmt: skip
+    assert set(missing_members(object())) == everything
+    assert set(missing_members(Half())) == everything - {"action_dim", "bottleneck", "embed"}
+    assert missing_members(tiny_policy()) == []
+    assert missing_members(tiny_policy(latent_dim=None)) == []
 
 
 def test_the_same_seed_makes_the_same_policy() -> None:

@@ -32,15 +32,17 @@ def curve(successes: list[float], steps: list[int] | None = None, **columns: Any
     return pd.DataFrame(table | columns)
 
 
-def run(successes: list[float], seed: int = 0, scale: float = 0.5, steps: list[int] | None = None) -> Run:
-    return Run(Path(f"run-{seed}"), "test/PointReach-v0", seed, scale, curve(successes, steps))
+def run(successes: list[float], seed: int = 0, scale: float = 0.5, steps: list[int] | None = None, **facts: Any) -> Run:
+    facts = {"base policy": "abc", "scale": scale} | facts
+    return Run(Path(f"run-{seed}"), "test/PointReach-v0", seed, facts, curve(successes, steps))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a run folder as `zprl train` writes it."""
     (tmp_path / "run").mkdir()
-    settings = {"env_id": "test/A-v0", "seed": 4, "policy": "abc", "settings": {"scale": 0.3}}
+    settings = {"scale": 0.3, "n_timesteps": 100, "algorithm": {"tau": 0.1}}
+    settings = {"env_id": "test/A-v0", "seed": 4, "policy": "abcdefghij", "settings": settings}
     (tmp_path / "run" / "run.yml").write_text(yaml.safe_dump(settings))
     write_rows(tmp_path / "run" / "evaluations.csv", curve([0.25, 0.75]).to_dict("records"))
     return tmp_path / "run"
@@ -48,8 +50,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_run_folder_is_read(folder: Path) -> None:
     found = read_run(folder)
-    assert (found.env_id, found.seed, found.scale, found.folder) == ("test/A-v0", 4, 0.3, folder)
-    assert found.label == "test/A-v0, λ = 0.3"
+    assert (found.env_id, found.seed, found.folder) == ("test/A-v0", 4, folder)
+    assert found.facts == {"base policy": "abcdefgh", "scale": 0.3, "algorithm.tau": 0.1}
+    assert found.name == "test/A-v0, λ = 0.3"
     pd.testing.assert_frame_equal(found.curve, curve([0.25, 0.75]))
 
 
@@ -92,6 +95,22 @@ def test_runs_that_differ_in_their_seed_only_belong_together() -> None:
     }
 
 
+def test_runs_on_another_policy_or_with_other_settings_stay_apart() -> None:
+    first, second = run([0.5], seed=0), run([0.6], seed=1)
+    policy, setting = run([0.7], **{"base policy": "def"}), run([0.8], **{"algorithm.tau": 0.1})
+    other = run([0.7], scale=0.2)
+    assert group([first, policy, other, second]) == {
+        "test/PointReach-v0, λ = 0.5, base policy = abc": [first, second],
+        "test/PointReach-v0, λ = 0.5, base policy = def": [policy],
+        "test/PointReach-v0, λ = 0.2": [other],
+    }
+    assert list(group([first, setting])) == [
+        "test/PointReach-v0, λ = 0.5, algorithm.tau = None",
+        "test/PointReach-v0, λ = 0.5, algorithm.tau = 0.1",
+    ]
+    assert "base policy = def" in markdown_table([first, policy]).splitlines()[-1]
+
+
 def test_the_interval_over_seeds_by_hand() -> None:
     found = curve_over_seeds([run([0.2, 0.4], 0), run([0.4, 0.5], 1), run([0.6, 0.9], 2)], "success_rate")
     assert found["env_steps"].tolist() == [0, 100]
@@ -102,7 +121,7 @@ def test_the_interval_over_seeds_by_hand() -> None:
     assert (found["high"] - found["mean"]).tolist() == pytest.approx(half)
 
 
-@pytest.mark.parametrize(("runs", "quantile"), [(2, 12.706), (10, 2.262), (11, 1.96)])
+@pytest.mark.parametrize(("runs", "quantile"), [(2, 12.706), (10, 2.262), (31, 2.042), (32, 1.96)])
 def test_few_seeds_give_wide_intervals(runs: int, quantile: float) -> None:
     members = [run([index % 2 / 2], seed=index) for index in range(runs)]
     found = curve_over_seeds(members, "success_rate")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from zprl_sb3.sac_policy import LOG_STD_MAX, LOG_STD_MIN, SteeringSACPolicy
+from zprl_sb3.sac_policy import SteeringSACPolicy
 
 CONTEXT, LATENT, BATCH = 7, 3, 64
 
@@ -65,7 +66,7 @@ def test_chosen_heads_are_those_of_the_whole_ensemble() -> None:
 
 def test_a_bounded_critic_stays_within_the_returns_of_a_sparse_task() -> None:
     for bounded in (True, False):
-        critic = make_policy(bounded_critic=bounded).critic
+        critic = make_policy(bounded_critic=bounded, layer_norm=False).critic
         with th.no_grad():
             for network in critic.q_networks:
                 nn.init.constant_(network[-1].bias, 3.0)  # type: ignore[index]
@@ -112,10 +113,11 @@ def test_the_heads_start_orthogonal_and_small_and_the_hidden_layers_orthogonal()
         assert layer.bias.abs().max() == 0
 
 
-@pytest.mark.parametrize(("push", "bound"), [(1e3, LOG_STD_MAX), (-1e3, LOG_STD_MIN)])
-def test_log_std_stays_in_its_bounds(push: float, bound: float) -> None:
-    assert (LOG_STD_MIN, LOG_STD_MAX) == (-10, 2)
-    policy = make_policy()
+@pytest.mark.parametrize("bounds", [(-10.0, 2.0), (-8.0, 1.0)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_log_std_stays_in_its_bounds(bounds: tuple[float, float], side: int) -> None:
+    policy = make_policy() if bounds == (-10, 2) else make_policy(log_std_bounds=bounds)
+    push, bound = (-1e3, 1e3)[side], bounds[side]
     actor = policy.actor
     nn.init.constant_(log_std_head(policy).bias, push)
     _, log_std, _ = actor.get_action_dist_params(observations())
@@ -136,10 +138,38 @@ def test_steps_and_their_likelihood_are_those_of_a_tanh_gaussian() -> None:
 
 
 def test_a_policy_is_rebuilt_from_its_own_parameters() -> None:
-    policy = make_policy(scale=0.3, n_critics=4, layer_norm=True, bounded_critic=False, net_arch=[8])
+    changes: dict[str, Any] = {"layer_norm": True, "bounded_critic": False, "net_arch": [8], "log_std_bounds": (-5, 1)}
+    policy = make_policy(scale=0.3, n_critics=4, **changes)
     parameters = policy._get_constructor_parameters()
     rebuilt = SteeringSACPolicy(**parameters)
+    assert rebuilt.actor.log_std_bounds == (-5, 1)
     rebuilt.load_state_dict(policy.state_dict())
     obs, delta = observations(), th.rand(BATCH, LATENT)
     assert th.equal(rebuilt.critic(obs, delta), policy.critic(obs, delta))
     assert th.equal(rebuilt.actor(obs, deterministic=True), policy.actor(obs, deterministic=True))
+
+
+def test_a_scale_that_is_set_later_is_the_one_of_critics_and_targets() -> None:
+    late, early = make_policy(), make_policy(scale=0.3)
+    late.set_scale(0.3)
+    obs, delta = observations(), th.rand(BATCH, LATENT)
+    assert th.equal(late.critic(obs, delta), early.critic(obs, delta))
+    assert th.equal(late.critic_target(obs, delta), early.critic_target(obs, delta))
+    assert late._get_constructor_parameters()["scale"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "arguments", "fused"),
+    [(th.optim.Adam, {"eps": 1e-5}, True), (th.optim.Adam, {"fused": False}, False), (th.optim.SGD, None, None)],
+)
+def test_any_optimiser_will_do(optimizer: Any, arguments: dict[str, Any] | None, fused: bool | None) -> None:
+    policy = make_policy(optimizer_class=optimizer, optimizer_kwargs=arguments)
+    (group,) = policy.actor.optimizer.param_groups
+    assert isinstance(policy.actor.optimizer, optimizer)
+    assert group.get("fused") == fused
+    assert {**group, **(arguments or {})} == group
+
+
+def test_a_features_extractor_is_refused() -> None:
+    with pytest.raises(TypeError, match="embedding already"):
+        make_policy(features_extractor_class=FlattenExtractor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -237,12 +237,62 @@ def test_an_environment_that_is_not_steered_is_refused(env_id: str) -> None:
         tiny_model(gym.make(env_id))
 
 
-def test_normalised_observations_are_refused_and_normalised_rewards_are_not() -> None:
+def test_normalised_observations_are_refused_and_rewards_for_bounded_critics() -> None:
     with pytest.raises(ValueError, match="norm_obs=False"):
         tiny_model(VecNormalize(steered_points()))
-    model = tiny_model(VecNormalize(steered_points(), norm_obs=False))
+    with pytest.raises(ValueError, match="norm_reward=False"):
+        tiny_model(VecNormalize(steered_points(), norm_obs=False))
+    tiny_model(VecNormalize(steered_points(), norm_obs=False, norm_reward=False))
+    model = tiny_model(VecNormalize(steered_points(), norm_obs=False), policy_kwargs={"bounded_critic": False})
+    model.learn(20)
     with pytest.raises(ValueError, match="norm_obs=False"):
         model.set_env(VecNormalize(steered_points()))
+
+
+class Dense(gym.RewardWrapper[Any, Any]):
+    """Rewards that bounded critics cannot know."""
+
+    def reward(self, reward: SupportsFloat) -> float:
+        return float(reward) - 1
+
+
+def test_dense_rewards_are_refused_by_bounded_critics_only() -> None:
+    env = LatentSteeringWrapper(Dense(gym.make(POINT)), tiny_policy(), SCALE, GAMMA)
+    with pytest.raises(ValueError, match=r"from -1.9 to -1.9, bounded critics .*'bounded_critic': False"):
+        tiny_model(env).learn(20)
+    tiny_model(env, policy_kwargs={"bounded_critic": False}).learn(20)
+
+
+def test_a_model_is_loaded_with_the_arguments_that_made_it(tmp_path: Path) -> None:
+    tiny_model(policy_kwargs={"n_critics": 3}).save(tmp_path / "model")
+    networks = {"net_arch": [16, 16], "n_critics": 3, "use_sde": False}  # the last one is SB3's addition
+    model = SteeringSAC.load(tmp_path / "model", env=steered_points(), policy_kwargs=networks)
+    assert len(model.critic.q_networks) == 3
+    assert model.critic.scale == model.critic_target.scale == SCALE
+
+
+def test_time_outs_may_be_handled_otherwise_after_loading(tmp_path: Path) -> None:
+    tiny_model().save(tmp_path / "model")
+    for bootstrap in (True, False):
+        model = SteeringSAC.load(tmp_path / "model", env=steered_points(), bootstrap_timeouts=bootstrap)
+        assert isinstance(model.replay_buffer, DictReplayBuffer)
+        assert model.replay_buffer.handle_timeout_termination is bootstrap
+
+
+def test_losses_are_logged_as_means_over_the_burst() -> None:
+    model = tiny_model().learn(20)
+    burst: list[float] = []
+    update = model._update_critic
+
+    def noted(batch: Any) -> dict[str, th.Tensor]:
+        losses = update(batch)
+        burst.append(losses["critic_loss"].item())
+        return losses
+
+    model._update_critic = noted  # type: ignore[method-assign]
+    model.train(5, 16)
+    assert len(set(burst)) == 5
+    assert model.logger.name_to_value["train/critic_loss"] == pytest.approx(np.mean(burst))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from zprl_sb3.robot_envs.collection import check_settings
 from zprl_sb3.settings import load_settings, parse_override
 
 FILE = """
@@ -15,7 +16,10 @@ default:
   chunk: null
   algorithm:
     learning_rate: 0.0001
-    policy_kwargs: {n_critics: 2, net_arch: [256]}
+    batch_size: 256
+    policy_kwargs: {n_critics: 2, net_arch: [256], layer_norm: true}
+  operators:
+    good: {share: 1, noise: 0}
 test/A-v0:
   scale: 0.2
   algorithm:
@@ -40,7 +44,12 @@ def test_an_environment_s_own_entry_changes_only_what_it_names(file: str) -> Non
         "scale": 0.2,
         "env_kwargs": {},
         "chunk": None,
-        "algorithm": {"learning_rate": 0.0001, "policy_kwargs": {"n_critics": 5, "net_arch": [256]}},
+        "algorithm": {
+            "learning_rate": 0.0001,
+            "batch_size": 256,
+            "policy_kwargs": {"n_critics": 5, "net_arch": [256], "layer_norm": True},
+        },
+        "operators": {"good": {"share": 1, "noise": 0}},
     }
 
 
@@ -49,24 +58,46 @@ def test_overrides_come_last_and_in_order(file: str) -> None:
     settings = load_settings(file, "test/A-v0", overrides)
     assert settings["scale"] == 0.8
     assert settings["chunk"] == 4
-    assert settings["algorithm"] == {"learning_rate": 0.0001, "policy_kwargs": {"n_critics": 10, "net_arch": [256]}}
+    assert settings["algorithm"]["policy_kwargs"] == {"n_critics": 10, "net_arch": [256], "layer_norm": True}
 
 
-def test_an_empty_table_takes_any_key(file: str) -> None:
-    settings = load_settings(file, "test/A-v0", ["env_kwargs.reach=0.3"])
-    assert settings["env_kwargs"] == {"reach": 0.3}
-
-
-def test_a_second_key_of_an_open_table_is_taken_too(file: str) -> None:
-    settings = load_settings(file, "test/A-v0", ["env_kwargs.reach=0.3", "env_kwargs.by_key=true"])
+def test_an_open_table_takes_further_keys(file: str) -> None:
+    overrides = ["env_kwargs.reach=0.3", "env_kwargs.by_key=true", "algorithm.policy_kwargs.log_std_bounds=[-5, 2]"]
+    settings = load_settings(file, "test/B-v0", overrides)
     assert settings["env_kwargs"] == {"reach": 0.3, "by_key": True}
+    expected = {"n_critics": 2, "net_arch": [256], "layer_norm": True, "log_std_bounds": [-5, 2]}
+    assert settings["algorithm"]["policy_kwargs"] == expected
+
+
+def test_what_is_new_in_an_open_table_grows_key_by_key(file: str) -> None:
+    mine = ["operators.mine.share=1", "operators.mine.noise=[0, 0.1]", "operators.mine.share=2"]
+    operators = load_settings(file, "test/A-v0", mine)["operators"]
+    assert operators == {"good": {"share": 1, "noise": 0}, "mine": {"share": 2, "noise": [0, 0.1]}}
+
+
+def test_a_table_within_an_open_one_knows_its_keys_but_takes_any_kind_of_value(file: str) -> None:
+    operators = load_settings(file, "test/A-v0", ["operators.good.share=0.5", "operators.good.noise=[0, 1]"])[
+        "operators"
+    ]
+    assert operators == {"good": {"share": 0.5, "noise": [0, 1]}}
+    with pytest.raises(KeyError, match="operators, good: unknown setting 'nois'; known are noise, share"):
+        load_settings(file, "test/A-v0", ["operators.good.nois=0.1"])
+
+
+def test_the_settings_in_the_package_are_open_where_others_know_the_keys() -> None:
+    settings = load_settings("zprl.yml", "test/A-v0", ["algorithm.policy_kwargs.log_std_bounds=[-5, 2]"])
+    assert settings["algorithm"]["policy_kwargs"]["log_std_bounds"] == [-5, 2]
+    settings = load_settings("collect.yml", "zprl/Push-v0", ["operators.mine.share=1"])
+    assert settings["operators"]["mine"] == {"share": 1}
+    with pytest.raises(ValueError, match="Operator 'mine' needs 'noise' as a number or a range"):
+        check_settings("zprl/Push-v0", settings)
 
 
 @pytest.mark.parametrize(
     ("override", "unknown", "known"),
     [
-        ("scal=1", "'scal'", "algorithm, chunk, env_kwargs, scale"),
-        ("algorithm.rate=1", "'rate'", "learning_rate, policy_kwargs"),
+        ("scal=1", "'scal'", "algorithm, chunk, env_kwargs, operators, scale"),
+        ("algorithm.rate=1", "'rate'", "batch_size, learning_rate, policy_kwargs"),
     ],
 )
 def test_an_override_of_an_unknown_setting_is_named_with_the_known_ones(
@@ -92,6 +123,9 @@ def test_an_unknown_setting_in_the_file_is_named_with_its_place(file: str) -> No
         ("chunk=null", {"chunk": None}),
         ("chunk=", {"chunk": None}),
         ("text='1'", {"text": "1"}),
+        ("rate=1e-4", {"rate": 1e-4}),
+        ("rate=-2.5E3", {"rate": -2500.0}),
+        ("name=e5", {"name": "e5"}),
     ],
 )
 def test_values_of_overrides_are_yaml(text: str, expected: dict[str, Any]) -> None:
@@ -122,6 +156,17 @@ def test_a_file_without_default_settings_is_named(tmp_path: Path, content: str) 
     [
         ("algorithm=3", "'algorithm' is a table of settings, not 3"),
         ("scale=large", "'scale' is a number, not 'large'"),
+        ("scale=true", "'scale' is a number, not True"),
+        ("algorithm.learning_rate=null", "'learning_rate' is a number, not None"),
+        ("algorithm.learning_rate=[1]", r"'learning_rate' is a number, not \[1\]"),
+        ("algorithm.learning_rate.start=1", "'learning_rate' is a number, not {'start': 1}"),
+        ("algorithm.batch_size=2.5", "'batch_size' is a whole number, not 2.5"),
+        ("algorithm.batch_size=.inf", "'batch_size' is a whole number, not inf"),
+        ("algorithm.batch_size=true", "'batch_size' is a whole number, not True"),
+        ("algorithm.batch_size=null", "'batch_size' is a whole number, not None"),
+        ("algorithm.policy_kwargs.n_critics=2.5", "'n_critics' is a whole number, not 2.5"),
+        ("algorithm.policy_kwargs.layer_norm=1", "'layer_norm' is true or false, not 1"),
+        ("operators.good=3", "'good' is a table of settings, not 3"),
     ],
 )
 def test_a_value_of_another_kind_is_refused(file: str, override: str, message: str) -> None:
@@ -134,6 +179,23 @@ def test_numbers_are_numbers_even_where_yaml_takes_them_for_text(file: str, text
     found = load_settings(file, "test/A-v0", [f"algorithm.learning_rate={text}"])["algorithm"]["learning_rate"]
     assert not isinstance(found, str)
     assert found == expected
+
+
+def test_a_whole_number_may_be_written_as_a_real_one(file: str) -> None:
+    for text in ("1e3", "1000.0"):
+        found = load_settings(file, "test/A-v0", [f"algorithm.batch_size={text}"])["algorithm"]["batch_size"]
+        assert (found, type(found)) == (1000, int)
+
+
+def test_a_setting_that_is_null_takes_any_kind(file: str) -> None:
+    for value in (4, 2.5, [1], None):
+        assert load_settings(file, "test/A-v0", [f"chunk={value if value else 'null'}"])["chunk"] == value
+
+
+def test_an_entry_that_is_no_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "my.yml").write_text("default: {a: 1}\ntest/A-v0: 3")
+    with pytest.raises(ValueError, match=r"my\.yml: 'test/A-v0' is a table of settings, not 3"):
+        load_settings(str(tmp_path / "my.yml"), "test/A-v0")
 
 
 @pytest.mark.parametrize("name", ["zprl.yml", "collect.yml", "quickstart.yml"])
