@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,8 @@ def about_z(angle: float) -> Array:
 
 def downwards(yaw: float) -> Array:
     """Return the rotation of a gripper that points down; its fingers slide along (cos yaw, sin yaw)."""
-    return about_z(yaw) @ np.diag([1.0, -1.0, -1.0])
+    down: Array = about_z(yaw) @ np.diag([1.0, -1.0, -1.0])
+    return down
 
 
 def yaw_of(rotation: Array) -> float:
@@ -141,7 +143,7 @@ class Arm:
         side = self.rng.choice([-1.0, 1.0]) * self.operator.arc
         patience = PATIENCE
         for _ in range(LONGEST):
-            arrived = self._step(*target(), speed * self.operator.speed, side)
+            arrived = self._step(*target(), speed, side)
             yield
             patience -= arrived
             there = arrived and np.linalg.norm(self.pose()[0] - target()[0]) < tolerance
@@ -162,16 +164,19 @@ class Arm:
         for _ in range(steps):
             yield
 
-    def _step(self, position: Array, rotation: Array, length: float, side: float) -> bool:
+    def _step(self, position: Array, rotation: Array, speed: float, side: float) -> bool:
         if self._pause_left or self.rng.random() < self.operator.pause:
             self._pause_left = self._pause_left - 1 if self._pause_left else PAUSE_STEPS - 1
             return False
+        length = speed * self.operator.speed
         way = position - self._position
         if np.linalg.norm(way[:2]) > 2 * length:
             way = way + side * np.array([-way[1], way[0], 0.0])
         here, facing = self.pose()
         moved = self._position + _shortened(way, length)
-        turned = matrix_of_vector(_shortened(rotation_vector(rotation @ self._rotation.T), TURN)) @ self._rotation
+        turned = (
+            matrix_of_vector(_shortened(rotation_vector(rotation @ self._rotation.T), speed * TURN)) @ self._rotation
+        )
         self._position = here + _shortened(moved - here, LEASH[0])
         self._rotation = matrix_of_vector(_shortened(rotation_vector(turned @ facing.T), LEASH[1])) @ facing
         off = np.linalg.norm(rotation_vector(rotation @ self._rotation.T))
@@ -184,7 +189,12 @@ def _shortened(vector: Array, length: float) -> Array:
 
 
 def pick(
-    arm: Arm, grasp: Callable[[], Array], yaw: Callable[[], float], top: float, height: Callable[[], float]
+    arm: Arm,
+    grasp: Callable[[], Array],
+    yaw: Callable[[], float],
+    top: float,
+    height: Callable[[], float],
+    walls: float = 0.0,
 ) -> Generator[None, None, bool]:
     """Grasp an object from above and raise it, again if it does not come along.
 
@@ -193,34 +203,39 @@ def pick(
     :param yaw: The gripper's angle, asked once for each try
     :param top: Height to which the hand is raised
     :param height: The object's height
+    :param walls: Height below which the hand must not come from the side
     :return: Whether it came along
     """
     operator, rng = arm.operator, arm.rng
     misses, drops = rng.random() < operator.miss, rng.random() < operator.drop
     for _ in range(TRIES):
-        angle, before = yaw(), height()
+        rotation, before = downwards(yaw()), height()
         error = np.append(np.clip(rng.normal(0.0, 1.0, 2) * operator.scatter, -0.012, 0.012), MISS * misses)
         misses = False
         yield from arm.grip(OPEN, 1)
-        yield from arm.move(_above(grasp, angle, np.array([0.0, 0.0, operator.hover])))
-        yield from arm.move(_above(grasp, angle, error), 0.6, 0.006)
+        yield from arm.move(partial(_hover, grasp, rotation, operator.hover, walls))
+        yield from arm.move(partial(_shifted, grasp, rotation, error), 0.6, 0.006)
         yield from arm.grip(CLOSED, 8)
         if drops:
             drops = False
-            yield from arm.move(_at(arm, arm.pose()[0][2] + 0.03))
+            yield from arm.move(_raised(arm, arm.pose()[0][2] + 0.03))
             yield from arm.grip(OPEN, 6)
             continue
-        yield from arm.move(_at(arm, top))
+        yield from arm.move(_raised(arm, top))
         if height() > before + 0.5 * (top - before) - 0.03:
             return True
     return False
 
 
-def _above(place: Callable[[], Array], yaw: float, offset: Array) -> Callable[[], Pose]:
-    return lambda: (place() + offset, downwards(yaw))
+def _hover(place: Callable[[], Array], rotation: Array, hover: float, walls: float) -> Pose:
+    x, y, z = place()
+    return np.array([x, y, max(z + hover, walls)]), rotation
 
 
-def _at(arm: Arm, height: float) -> Callable[[], Pose]:
-    position, rotation = arm.pose()
-    return lambda: (np.append(position[:2], height), rotation)
+def _shifted(place: Callable[[], Array], rotation: Array, offset: Array) -> Pose:
+    return place() + offset, rotation
 
+
+def _raised(arm: Arm, height: float) -> Callable[[], Pose]:
+    (x, y, _), rotation = arm.pose()
+    return lambda: (np.array([x, y, height]), rotation)

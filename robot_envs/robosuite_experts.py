@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -87,13 +88,9 @@ def can(env: RobosuiteEnv, arm: Arm) -> list[Script]:
         return arm.nearest_yaw(arm.home + (np.pi / 2 if near_wall else 0.0), np.pi)
 
     def script() -> Script:
-        if not (yield from pick(arm, place, yaw, top=1.08, height=lambda: float(place()[2]))):
+        if not (yield from pick(arm, place, yaw, top=SAFE, height=lambda: float(place()[2]))):
             return
-        rotation = downwards(arm.nearest_yaw(yaw_of(arm.pose()[1]), np.pi))
-        for height in (1.08, 0.93):
-            yield from arm.move(lambda z=height: (np.append(goal[:2], z), rotation))  # type: ignore[misc]
-        yield from arm.grip(OPEN, 6)
-        yield from arm.move(lambda: (np.append(goal[:2], 1.08), rotation))
+        yield from _put(arm, goal[0], goal[1], 0.93)
 
     return [script()]
 
@@ -114,102 +111,134 @@ def square(env: RobosuiteEnv, arm: Arm) -> list[Script]:
         turned = [_wrapped(arm.yaw() + _wrapped(final - yaw) - arm.home) for final in NUT_YAWS]
         return float(NUT_YAWS[int(np.argmin(np.abs(turned)))])
 
-    def over_peg(yaw: float, height: float) -> Pose:
+    def yaw_to_grip() -> float:
+        return arm.nearest_yaw(yaw_of(nut()[1]) + np.pi / 2, np.pi)
+
+    def over_peg(yaw: float, height: Callable[[], float]) -> Pose:
         (position, rotation), hand = nut(), arm.pose()[0]
         turn = _wrapped(yaw - yaw_of(rotation))
         offset = about_z(turn) @ (hand - position)
-        return np.append(peg[:2], height) + offset, downwards(arm.yaw() + turn)
+        return np.append(peg[:2], height()).astype(np.float64) + offset, downwards(arm.yaw() + turn)
 
     def script() -> Script:
-        yaw_to_grip = lambda: arm.nearest_yaw(yaw_of(nut()[1]) + np.pi / 2, np.pi)  # noqa: E731
-        while True:
-            if not (yield from pick(arm, handle, yaw_to_grip, top=1.02, height=lambda: float(nut()[0][2]))):
-                return
+        while (yield from pick(arm, handle, yaw_to_grip, top=1.02, height=lambda: float(nut()[0][2]))):
             yaw = final_yaw()
-            yield from arm.move(lambda: over_peg(yaw, 1.03))
-            yield from arm.move(lambda: over_peg(yaw, 1.03), 0.4, 0.004)
-            # The target stays just below the hand: a nut that is caught on the peg must not be pressed.
-            down = lambda: over_peg(yaw, nut()[0][2] - 0.04)  # noqa: E731
-            yield from arm.move(down, 0.5, 0.0, until=lambda: nut()[0][2] < 0.865)
+            above = partial(over_peg, yaw, lambda: 1.03)
+            yield from arm.move(above)
+            yield from arm.move(above, 0.4, 0.004)
+            # The target stays just below the nut: where it is caught on the peg it must not be pressed.
+            down = partial(over_peg, yaw, lambda: nut()[0][2] - 0.04)
+            yield from arm.move(down, 0.5, 0.0, until=lambda: bool(nut()[0][2] < 0.865))
             yield from arm.grip(OPEN, 5)
-            yield from arm.move(lambda: (handle() + [0.0, 0.0, 0.15], arm.pose()[1]))
+            away = handle() + np.array([0.0, 0.0, 0.15])
+            rotation = arm.pose()[1]
+            yield from arm.move(lambda: (away, rotation))  # noqa: B023
 
     return [script()]
 
 
+class Hammer:
+    """Transport's payload, and the words with which the two arms hand it over."""
+
+    def __init__(self, env: RobosuiteEnv) -> None:
+        self.said: set[str] = set()
+        self._group = env.simulation.transport
+        self._rotation = _body(env, self._group.payload_body_id)
+        # Where the two hands hold the handle, in metres from its middle towards the head. The first holds the end that
+        # is farther from its own shoulder: it hardly reaches the other.
+        self.given, self.taken = (0.045, -0.05) if self.axis()[1] > 0 else (-0.03, 0.055)
+
+    def axis(self) -> Array:
+        """Return the direction from tail to head."""
+        return self._rotation()[1][:, 2]
+
+    def yaw(self) -> float:
+        """Return the angle of the axis."""
+        return float(np.arctan2(self.axis()[1], self.axis()[0]))
+
+    def part(self, distance: float) -> Array:
+        """Return the place so far from the handle's middle towards the head."""
+        return np.asarray(self._group.payload_pos + distance * self.axis(), dtype=np.float64)
+
+    def held(self, arm: Arm, part: float, place: Array, rotation: Array) -> Pose:
+        """Return the pose of the hand that brings a part of the hammer to a place."""
+        return arm.pose()[0] + place - self.part(part), rotation
+
+    def wait_for(self, word: str) -> Script:
+        """Hold still until the other arm has said something."""
+        while word not in self.said:
+            yield
+
+
 def transport(env: RobosuiteEnv, left: Arm, right: Arm) -> list[Script]:
     """Hand the hammer over, from the closed bin into the one that the trash has to leave first."""
+    hammer = Hammer(env)
+    return [_give_hammer(env, left, hammer), _take_hammer(env, right, hammer)]
+
+
+def _give_hammer(env: RobosuiteEnv, arm: Arm, hammer: Hammer) -> Script:
+    def lid() -> Array:
+        return np.array(env.simulation.transport.lid_handle_pos)
+
+    if not (yield from pick(arm, lid, lambda: arm.nearest_yaw(arm.home, np.pi), SAFE, lambda: float(lid()[2]))):
+        return
+    yield from _put(arm, *LID_PLACE)
+
+    def yaw() -> float:
+        return arm.nearest_yaw(hammer.yaw() + np.pi / 2, np.pi)
+
+    height = lambda: float(hammer.part(0.0)[2])  # noqa: E731
+    if not (yield from pick(arm, lambda: hammer.part(hammer.given), yaw, SAFE, height, WALLS)):
+        return
+    # The head points along x and so past the other hand; the hand leans back, to leave it room.
+    rotation = matrix_of_vector(np.array([LEAN, 0.0, 0.0])) @ downwards(arm.yaw() - hammer.yaw())
+    yield from arm.move(lambda: hammer.held(arm, 0.0, HAND_OVER, rotation), CARRYING)
+    hammer.said.add("offered")
+    yield from hammer.wait_for("taken")
+    yield from arm.grip(OPEN, 6)
+    back = arm.pose()[0] - 0.15 * rotation[:, 2]
+    yield from arm.move(lambda: (back, rotation))
+    hammer.said.add("left")
+
+
+def _take_hammer(env: RobosuiteEnv, arm: Arm, hammer: Hammer) -> Script:
     group = env.simulation.transport
-    done: set[str] = set()
-    lean = {left: matrix_of_vector(np.array([LEAN, 0.0, 0.0])), right: matrix_of_vector(np.array([-LEAN, 0.0, 0.0]))}
+    trash = _body(env, group.trash_body_id)
 
-    def axis() -> Array:
-        """Return the direction from the hammer's tail to its head."""
-        direction: Array = env.data.xmat[group.payload_body_id].reshape(3, 3)[:, 2]
-        return direction
+    def yaw() -> float:
+        return arm.nearest_yaw(yaw_of(trash()[1]), np.pi / 2)
 
-    def along_hammer(distance: float) -> Array:
-        return np.asarray(group.payload_pos + distance * axis())
+    if not (yield from pick(arm, lambda: trash()[0], yaw, SAFE, lambda: float(trash()[0][2]), WALLS)):
+        return
+    yield from _put(arm, group.trash_bin_pos[0], group.trash_bin_pos[1], 0.93)
+    yield from hammer.wait_for("offered")
 
-    def held_at(arm: Arm, place: Array, part: float, rotation: Array) -> Pose:
-        """Return the hand's pose with a part of the hammer, so far from its centre, at a place."""
-        return arm.pose()[0] + place - along_hammer(part), rotation
+    def grasp(back: float) -> Pose:
+        # Across the handle as it is held, which droops; from the other hand's opposite side.
+        y, towards = -hammer.axis(), np.array([0.0, -np.sin(LEAN), -np.cos(LEAN)])
+        z = towards - (towards @ y) * y
+        z /= np.linalg.norm(z)
+        return hammer.part(hammer.taken) - back * z, np.stack([np.cross(y, z), y, z], axis=1)
 
-    def put(arm: Arm, x: float, y: float, height: float) -> Script:
-        rotation = downwards(arm.yaw())
-        for z in (SAFE, height):
-            yield from arm.move(lambda z=z: (np.array([x, y, z]), rotation))  # type: ignore[misc]
-        yield from arm.grip(OPEN, 6)
-        yield from arm.move(lambda: (np.array([x, y, SAFE]), rotation))
-
-    def left_script() -> Script:
-        lid = lambda: group.lid_handle_pos  # noqa: E731
-        if not (yield from pick(left, lid, lambda: left.nearest_yaw(left.home, np.pi), SAFE, lambda: lid()[2])):
-            return
-        yield from put(left, *LID_PLACE)
-        yaw = lambda: left.nearest_yaw(np.arctan2(axis()[1], axis()[0]) + np.pi / 2, np.pi)  # noqa: E731
-        if not (yield from pick(left, lambda: along_hammer(-0.045), yaw, SAFE, lambda: group.payload_pos[2])):
-            return
-        rotation = lean[left] @ downwards(np.pi / 2)
-        yield from left.move(lambda: held_at(left, HAND_OVER, 0.0, rotation))
-        done.add("offered")
-        while "taken" not in done:
-            yield
-        yield from left.grip(OPEN, 6)
-        position = left.pose()[0] - 0.15 * rotation[:, 2]
-        yield from left.move(lambda: (position, rotation))
-        done.add("left")
-
-    def right_script() -> Script:
-        trash = lambda: group.trash_pos  # noqa: E731
-        yaw = lambda: right.nearest_yaw(_yaw_of_body(env, group.trash_body_id), np.pi / 2)  # noqa: E731
-        if not (yield from pick(right, trash, yaw, SAFE, lambda: trash()[2])):
-            return
-        yield from put(right, *group.trash_bin_pos[:2], 0.93)
-
-        def grasp(back: float) -> Pose:
-            rotation = about_z(np.arctan2(axis()[1], axis()[0])) @ lean[right] @ downwards(-np.pi / 2)
-            return along_hammer(0.05) - back * rotation[:, 2], rotation
-
-        while "offered" not in done:
-            yield
-        yield from right.move(lambda: grasp(0.10))
-        yield from right.move(lambda: grasp(0.0), 0.6, 0.006)
-        yield from right.grip(CLOSED, 8)
-        done.add("taken")
-        while "left" not in done:
-            yield
-        bin_place, rotation = group.target_bin_pos, downwards(-np.pi / 2)
-        for z in (SAFE, 0.93):
-            above = np.append(bin_place[:2], z)
-            yield from right.move(lambda above=above: held_at(right, above, 0.026, rotation))  # type: ignore[misc]
-        yield from right.grip(OPEN, 6)
-
-    return [left_script(), right_script()]
+    yield from arm.move(lambda: grasp(0.10))
+    yield from arm.move(lambda: grasp(0.0), 0.6, 0.006)
+    yield from arm.grip(CLOSED, 8)
+    hammer.said.add("taken")
+    yield from hammer.wait_for("left")
+    x, y, _ = group.target_bin_pos
+    for z in (SAFE, 0.93):
+        above = np.array([x, y, z])
+        yield from arm.move(partial(hammer.held, arm, 0.026, above, downwards(-np.pi / 2)), CARRYING)
+    yield from arm.grip(OPEN, 6)
 
 
-def _yaw_of_body(env: RobosuiteEnv, body: int) -> float:
-    return yaw_of(env.data.xmat[body].reshape(3, 3))
+def _put(arm: Arm, x: float, y: float, height: float) -> Script:
+    rotation = downwards(arm.yaw())
+    high, low = (np.array([x, y, z]) for z in (SAFE, height))
+    yield from arm.move(lambda: (high, rotation))
+    yield from arm.move(lambda: (low, rotation))
+    yield from arm.grip(OPEN, 6)
+    yield from arm.move(lambda: (high, rotation))
 
 
 HANDLE = 0.054
@@ -217,8 +246,12 @@ HANDLE = 0.054
 NUT_YAWS = (np.pi / 2, np.pi, -np.pi / 2)
 SAFE = 1.08
 """Height in metres at which nothing is in the way."""
+WALLS = 1.02
+"""Height in metres above which an open hand passes over the bins' walls."""
 LEAN = np.deg2rad(50.0)
 """Angle of the hands towards each other where the hammer changes hands."""
+CARRYING = 0.7
+"""Share of the usual speed at which the hammer does not slip."""
 HAND_OVER = np.array([0.05, 0.0, 1.12])
 LID_PLACE = (-0.2, -0.45, 0.84)
 
