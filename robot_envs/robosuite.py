@@ -20,7 +20,6 @@ from zprl_sb3.robot_envs.rendering import prepare_rendering
 from zprl_sb3.robot_envs.rotations import matrix_of_6d, rotation_vector
 
 VERSION = "1.5"
-VIDEO_SIZE = 480
 ARM_ACTION = 10
 """Values of an arm's action: position 3, rotation 6, gripper 1."""
 
@@ -34,7 +33,7 @@ class Task:
     :param object_size: Values in ``"object"``
     :param cameras: Cameras of the image observation
     :param homes: For each arm the yaw in which it starts, gripper downwards
-    :param options: Further arguments of ``robosuite.make``
+    :param video: Camera, height and width of the frames for videos
     """
 
     name: str
@@ -42,7 +41,7 @@ class Task:
     object_size: int
     cameras: tuple[str, ...]
     homes: tuple[float, ...] = (np.pi / 2,)
-    video_camera: str = "agentview"
+    video: tuple[str, int, int] = ("agentview", 480, 480)
 
 
 def _pose(name: str) -> tuple[str, ...]:
@@ -64,6 +63,7 @@ TASKS: dict[str, Task] = {
         41,
         ("shouldercamera0", "shouldercamera1", "robot0_eye_in_hand", "robot1_eye_in_hand"),
         homes=(np.pi, 0.0),
+        video=("frontview", 480, 720),
     ),
 }
 
@@ -83,7 +83,7 @@ class RobosuiteEnv(SimulatedEnv):
 
     :param task: ``"lift"``, ``"can"``, ``"square"`` or ``"transport"``
     :param observation: ``"state"`` or ``"image"``
-    :param render_mode: ``"rgb_array"`` for upright frames (480, 480, 3), or None
+    :param render_mode: ``"rgb_array"`` for upright frames (480, 480, 3), transport (480, 720, 3), or None
     :param render_quality: ``"fast"`` or ``"full"``, see :data:`~zprl_sb3.robot_envs.rendering.QUALITIES`
     :param cameras: Cameras of the image observation; None for the task's own
     :raises ValueError: If the task, the observation, the render mode, its quality or a camera is unknown
@@ -111,7 +111,7 @@ class RobosuiteEnv(SimulatedEnv):
             name=task,
             sizes=(self.task.object_size, 9 * arms),
             cameras=self.task.cameras if cameras is None else cameras,
-            video=(self.task.video_camera, VIDEO_SIZE, VIDEO_SIZE),
+            video=self.task.video,
             observation=observation,
             render_mode=render_mode,
             render_quality=render_quality,

@@ -211,12 +211,12 @@ def pick(
     for _ in range(TRIES):
         rotation, before = downwards(yaw()), height()
         error = np.append(np.clip(rng.normal(0.0, 1.0, 2) * operator.scatter, -0.012, 0.012), MISS * misses)
-        misses = False
         yield from arm.grip(OPEN, 1)
         yield from arm.move(partial(_hover, grasp, rotation, operator.hover, walls))
         yield from arm.move(partial(_shifted, grasp, rotation, error), 0.6, 0.006)
         yield from arm.grip(CLOSED, 8)
-        if drops:
+        missed, misses = misses, False
+        if drops and not missed:
             drops = False
             yield from arm.move(_raised(arm, arm.pose()[0][2] + 0.03))
             yield from arm.grip(OPEN, 6)
