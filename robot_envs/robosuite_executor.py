@@ -35,6 +35,8 @@ REACH = 1.75
 """Radians that the wrist turns from its home to either side."""
 MISS = 0.06
 """Metres above the object at which the gripper closes when it misses."""
+DROP = 0.015
+"""Metres above its place from which an object is dropped."""
 OPEN, CLOSED = -1.0, 1.0
 
 
@@ -218,7 +220,7 @@ def pick(
         missed, misses = misses, False
         if drops and not missed:
             drops = False
-            yield from arm.move(_raised(arm, arm.pose()[0][2] + 0.03))
+            yield from arm.move(_raised(arm, arm.pose()[0][2] + DROP))
             yield from arm.grip(OPEN, 6)
             continue
         yield from arm.move(_raised(arm, top))
