@@ -22,7 +22,7 @@ BACKENDS = ("egl", "osmesa")
 WITH_DISPLAY = ("", "glfw", "glx")
 
 
-class RenderingError(RuntimeError):
+class RenderingError(OSError):
     """There is no off-screen rendering here; the message says what to set."""
 
 

@@ -201,8 +201,19 @@ def test_an_entry_that_is_no_table_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["zprl.yml", "collect.yml", "quickstart.yml"])
 def test_every_entry_of_the_settings_in_the_package_fits_its_default(name: str, repository: Path) -> None:
     tables = yaml.safe_load((repository / "hyperparams" / name).read_text())
-    for env_id in tables:
+    starts = {entry.get("default") for entry in tables.values()}
+    for env_id in set(tables) - starts:
         assert set(load_settings(name, env_id)) == set(tables["default"])
+
+
+def test_an_entry_may_start_from_another_one_than_the_default(tmp_path: Path) -> None:
+    entry = "other: {scale: 2, operators: {slow: {speed: 1}}}\ntest/A-v0: {default: other, scale: 3}"
+    (tmp_path / "my.yml").write_text(f"{FILE}{entry.replace('test/A', 'test/C')}")
+    settings = load_settings(str(tmp_path / "my.yml"), "test/C-v0", ["operators.slow.speed=2"])
+    assert settings == {"scale": 3, "operators": {"slow": {"speed": 2}}}
+    (tmp_path / "my.yml").write_text(f"{FILE}\ntest/C-v0: {{default: otter}}")
+    with pytest.raises(ValueError, match="test/C-v0: there is no entry 'otter' to start from"):
+        load_settings(str(tmp_path / "my.yml"), "test/C-v0")
 
 
 def test_reading_twice_gives_independent_settings(file: str) -> None:
