@@ -74,6 +74,7 @@ def test_sizes_are_robomimics(task, object_size, arms):
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space (minimum|maximum) value is")
 @pytest.mark.filterwarnings("ignore:.*not set a.*render")
+@pytest.mark.filterwarnings("ignore:.*symmetric and normalized space")
 @pytest.mark.parametrize("observation", ["state", "image"])
 def test_gymnasiums_own_check(observation):
     check_env(make("zprl/Lift-v0", observation=observation).unwrapped, skip_render_check=True)
