@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import yaml
 
 from zprl_sb3.robot_envs.collection import check_settings
+from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.sac_policy import SteeringSACPolicy
 from zprl_sb3.settings import load_settings, parse_override
 
 FILE = """
@@ -219,3 +222,12 @@ def test_an_entry_may_start_from_another_one_than_the_default(tmp_path: Path) ->
 def test_reading_twice_gives_independent_settings(file: str) -> None:
     load_settings(file, "test/A-v0")["algorithm"]["learning_rate"] = 7
     assert load_settings(file, "test/A-v0")["algorithm"]["learning_rate"] == 0.0001
+
+
+def test_the_algorithm_s_own_defaults_are_those_of_the_settings() -> None:
+    algorithm = load_settings("zprl.yml", "default")["algorithm"]
+    networks = algorithm.pop("policy_kwargs")
+    assert networks.pop("net_arch") == [256, 256, 256]  # what None stands for
+    for cls, settings in ((SteeringSAC, algorithm), (SteeringSACPolicy, networks)):
+        parameters = inspect.signature(cls).parameters
+        assert {name: parameters[name].default for name in settings} == settings
