@@ -105,8 +105,8 @@ def make_arguments(checkpoint: str | Path, changes: dict[str, Any]) -> dict[str,
     for key in SEEN:
         if key in recorded and changes.get(key, recorded[key]) != recorded[key]:
             raise ValueError(
-                f"The policy in {checkpoint} learned from demonstrations with {key}={recorded[key]!r} and would not know "
-                f"what it sees with {changes[key]!r}: leave {key} out, or pretrain on demonstrations made with it"
+                f"The policy in {checkpoint} learned with {key}={recorded[key]!r} and would see other things with "
+                f"{changes[key]!r}: leave {key} out, or pretrain on demonstrations made with it"
             )
     return {**recorded, **changes}
 
