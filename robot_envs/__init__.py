@@ -68,6 +68,9 @@ MAX_EPISODE_STEPS = 200
 ROBOSUITE_TASKS: dict[str, int] = {"lift": 200, "can": 400, "square": 400, "transport": 700}
 """Tasks of robosuite and their limits at registration, in environment steps."""
 
+ADROIT_TASKS: dict[str, int] = {"door": 100, "hammer": 100, "pen": 75, "relocate": 100}
+"""Tasks of the Adroit hand and their limits at registration, in environment steps of two simulator steps each."""
+
 
 class UnstableSimulationError(FloatingPointError):
     """The physics diverged, so that whatever came after it would not be the task any more."""
@@ -82,6 +85,11 @@ def env_id(task: str) -> str:
 def robosuite_id(task: str) -> str:
     """Return the Gymnasium id of a robosuite task: ``"can"`` is ``"zprl/Can-v0"``."""
     return f"zprl/{task.capitalize()}-v0"
+
+
+def adroit_id(task: str) -> str:
+    """Return the Gymnasium id of a task of the Adroit hand: ``"door"`` is ``"zprl/AdroitDoor-v0"``."""
+    return f"zprl/Adroit{task.capitalize()}-v0"
 
 
 def register_envs() -> None:
@@ -99,6 +107,14 @@ def register_envs() -> None:
             register(
                 id=robosuite_id(task),
                 entry_point="zprl_sb3.robot_envs.robosuite:RobosuiteEnv",
+                max_episode_steps=limit,
+                kwargs={"task": task},
+            )
+    for task, limit in ADROIT_TASKS.items():
+        if adroit_id(task) not in registry:
+            register(
+                id=adroit_id(task),
+                entry_point="zprl_sb3.robot_envs.adroit:AdroitEnv",
                 max_episode_steps=limit,
                 kwargs={"task": task},
             )
