@@ -21,7 +21,7 @@ import numpy as np
 # The worker processes import this module: nothing here may import torch, which would cost each of them 150 MB.
 from zprl_sb3.pretrain.demonstrations import DemonstrationError
 from zprl_sb3.pretrain.recording import Episode, save_episode
-from zprl_sb3.robot_envs import UnstableSimulationError, demonstrators, robosuite_executor, robosuite_experts
+from zprl_sb3.robot_envs import UnstableSimulationError, dapg, demonstrators, robosuite_executor, robosuite_experts
 from zprl_sb3.robot_envs.base import SimulatedEnv
 from zprl_sb3.robot_envs.demonstrators import Demonstrator, Graded, sample_operator
 
@@ -36,16 +36,24 @@ class Family:
     :param simulator: The package that is installed, whose version is recorded
     :param operator: Class of its operators
     :param demonstrator: Makes the demonstrator of an episode from environment, operator and source of randomness
+    :param options: Settings that it takes besides
     """
 
     simulator: str
     operator: type[Graded]
-    demonstrator: Callable[[gym.Env[Any, Any], Any, np.random.Generator], Demonstrator]
+    demonstrator: Callable[..., Demonstrator]
+    options: tuple[str, ...] = ()
+
+    def configured(self, settings: Mapping[str, Any]) -> Family:
+        """Return this with the demonstrators' options as the settings have them."""
+        options = {name: settings[name] for name in self.options}
+        return replace(self, demonstrator=functools.partial(self.demonstrator, **options), options=())
 
 
 FAMILIES: dict[str, Family] = {
     "metaworld": Family("metaworld", demonstrators.Operator, demonstrators.ScriptedDemonstrator),
     "robosuite": Family("robosuite", robosuite_executor.Operator, robosuite_experts.ScriptedDemonstrator),
+    "adroit": Family("gymnasium-robotics", dapg.Operator, dapg.ExpertDemonstrator, ("expert",)),
 }
 """By the module of ``zprl_sb3.robot_envs`` that the environments are in."""
 
@@ -85,7 +93,7 @@ def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"keep_failures must be true or false, not {settings['keep_failures']!r}")
     if not isinstance(operators, dict) or not all(isinstance(entry, dict) for entry in operators.values()):
         raise ValueError(f"operators must be a table of tables, as in hyperparams/collect.yml, not {operators!r}")
-    family = family_of(env_id)
+    family = family_of(env_id).configured(settings)
     rng = np.random.default_rng(0)
     for quality, entry in operators.items():
         sample_operator({quality: {**entry, "share": 1}}, rng, family.operator)
@@ -141,7 +149,7 @@ def _environment(env_id: str, kwargs: str) -> gym.Env[Any, Any]:
 
 
 def _record(k: int, path: Path, env_id: str, seed: int, settings: Mapping[str, Any]) -> bool:
-    family = family_of(env_id)
+    family = family_of(env_id).configured(settings)
     # Images of all attempts and of all steps on the way would take most of the time.
     env = _environment(env_id, json.dumps(env_kwargs(settings) | {"observation": "state"}))
     for source in np.random.SeedSequence([seed, k]).spawn(MAX_ATTEMPTS):
