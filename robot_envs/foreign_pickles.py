@@ -104,6 +104,8 @@ def _tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int
     contiguous = tuple(math.prod(size[k + 1 :]) for k in range(len(size)))
     if tuple(stride) != contiguous and math.prod(size) > 1:
         raise ValueError(f"a tensor's strides are {stride}, not {contiguous}")
+    if min(offset, *size, 0) < 0 or offset + math.prod(size) > len(storage):
+        raise ValueError(f"a tensor of size {size} from {offset} on is not within its storage of {len(storage)}")
     return np.asarray(storage[offset : offset + math.prod(size)].reshape(size))
 
 
