@@ -80,7 +80,7 @@ def tiny_policy(
     :param config: Changes of the :class:`FlowPolicyConfig`
     """
     settings: dict[str, Any] = {
-        "observation_dims": {"goal": 2, "point": 2} if by_key else {"state": 4},
+        "observation_shapes": {"goal": (2,), "point": (2,)} if by_key else {"state": (4,)},
         "action_dim": 2,
         "horizon": 4,
         "chunk": 2,
@@ -96,9 +96,30 @@ def tiny_policy(
     return policy.freeze()
 
 
+def image_policy(**config: Any) -> FlowPolicy:
+    """Return a frozen policy with random weights that sees two cameras of 16 by 16 pixels and a point in the plane."""
+    settings: dict[str, Any] = {
+        "observation_shapes": {"point": (2,), "top_image": (16, 16, 3), "hand_image": (16, 16, 3)},
+        "crop": (12, 12),
+        "resnet_widths": (8, 16),
+        "image_dim": 6,
+    }
+    return tiny_policy(**(settings | config))
+
+
+def random_observations(policy: FlowPolicy, count: int) -> dict[str, th.Tensor]:
+    """Return observations as they come from demonstrations, (B, n, ...) for each key."""
+    return {
+        key: th.randint(0, 256, (count, policy.obs_steps, *shape), dtype=th.uint8)
+        if len(shape) == 3
+        else th.randn(count, policy.obs_steps, *shape)
+        for key, shape in policy.observation_shapes.items()
+    }
+
+
 def push_policy(**config: Any) -> FlowPolicy:
     """Return a frozen policy with random weights that fits the simulator's tasks (``zprl/Push-v0``)."""
-    return tiny_policy(observation_dims={"object": 17, "proprio": 9}, action_dim=4, env_id=PUSH, **config)
+    return tiny_policy(observation_shapes={"object": (17,), "proprio": (9,)}, action_dim=4, env_id=PUSH, **config)
 
 
 def steered_points(
