@@ -26,8 +26,8 @@ Array = NDArray[Any]
 class Episode:
     """One demonstrated episode of T environment steps.
 
-    :param observations: For each key T observations, each before its action
-    :param next_observations: For each key T observations, each after its action
+    :param observations: For each key T observations, each before its action; images uint8 (T, H, W, 3)
+    :param next_observations: For each key T observations, each after its action; images may be absent
     :param actions: (T, A), in environment units
     :param rewards: (T,)
     :param states: (T, S), the simulator's ``[time, qpos, qvel]`` before the action
@@ -86,8 +86,17 @@ def _write_episode(data: h5py.Group, name: str, episode: Episode) -> h5py.Group:
     group["dones"] = (np.arange(steps) == steps - 1).astype(np.int64)
     for kind, observations in (("obs", episode.observations), ("next_obs", episode.next_observations)):
         for key, values in observations.items():
-            group[f"{kind}/{key}"] = values
+            if _is_image(values):
+                # They are read frame by frame: what is compressed as one is read as one.
+                frame = (1, *values.shape[1:])
+                group.create_dataset(f"{kind}/{key}", data=values, chunks=frame, compression="gzip")
+            else:
+                group[f"{kind}/{key}"] = values
     return group
+
+
+def _is_image(values: Array) -> bool:
+    return values.dtype == np.uint8 and values.ndim == 4
 
 
 def _write_masks(masks: h5py.Group, groups: Sequence[h5py.Group]) -> None:
@@ -127,8 +136,9 @@ def save_episode(path: str | Path, episode: Episode) -> None:
     arrays = {f"obs/{key}": values for key, values in episode.observations.items()}
     arrays |= {f"next_obs/{key}": values for key, values in episode.next_observations.items()}
     arrays |= {name: np.asarray(getattr(episode, name)) for name in _PLAIN}
+    save = np.savez_compressed if any(map(_is_image, arrays.values())) else np.savez
     with atomic_path(path) as temporary:
-        np.savez(temporary, **arrays)
+        save(temporary, **arrays)
 
 
 _PLAIN = ("actions", "rewards", "states", "seed", "quality", "success")

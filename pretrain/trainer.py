@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch as th
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from zprl_sb3.bottleneck import bottleneck_loss
-from zprl_sb3.flow import flow_loss, sample_times, without_gradients
-from zprl_sb3.interrupts import interrupts_wait
-from zprl_sb3.policy import FlowPolicy, Observation
+from zprl_sb3.interrupts import TERMINATED, interrupts_wait
+from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.pretrain.acceleration import compiled, use_autocast
+from zprl_sb3.pretrain.losses import Draws, OfflineLosses, draw
 from zprl_sb3.pretrain.optimization import adamw, cosine, update_ema
+from zprl_sb3.pretrain.processes import Processes
 from zprl_sb3.pretrain.training_state import read_state, write_state
 from zprl_sb3.pretrain.windows import Windows
 
@@ -29,7 +33,7 @@ class TrainingConfig:
     """Settings of the offline loop.
 
     :param steps: Gradient steps
-    :param batch_size: Windows per step
+    :param batch_size: Windows per step, over all processes
     :param learning_rate: Peak of the cosine schedule
     :param warmup_steps: Steps of linear warm-up before it
     :param betas: Of AdamW
@@ -41,6 +45,9 @@ class TrainingConfig:
     :param validate_every: Steps between validations
     :param save_every: Steps between saves of the training state and of the policy so far
     :param seed: Of initialisation, split, batches and noise
+    :param autocast: Run encoders and U-Net in bfloat16; ``"auto"`` where that is faster, see
+        :func:`~zprl_sb3.pretrain.acceleration.use_autocast`
+    :param compile: Compile the losses with ``torch.compile``; ``"auto"`` as for ``autocast``
     :raises ValueError: If a count is not a whole number of at least 1, or a real number is out of its range
     """
 
@@ -57,6 +64,8 @@ class TrainingConfig:
     validate_every: int
     save_every: int
     seed: int
+    autocast: bool | str = "auto"
+    compile: bool | str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every", "save_every"):
@@ -67,6 +76,8 @@ class TrainingConfig:
         self._require("ema_max", _share(self.ema_max), "at least 0 and below 1")
         betas = isinstance(self.betas, Sequence) and len(self.betas) == 2 and all(map(_share, self.betas))
         self._require("betas", betas, "two numbers of at least 0 and below 1")
+        for name in ("autocast", "compile"):
+            self._require(name, getattr(self, name) in (True, False, "auto"), "true, false or auto")
 
     def _require(self, name: str, fits: bool, what: str) -> None:
         if not fits:
@@ -98,6 +109,7 @@ class Trainer:
     :param folder: For TensorBoard and the training state
     :param save_checkpoint: Called with the averaged policy and the step after every save of the state, so that there
         is a checkpoint to try before the training ends
+    :param processes: Those that train together, each with its own policy and windows; one by default
     """
 
     def __init__(
@@ -108,15 +120,19 @@ class Trainer:
         config: TrainingConfig,
         folder: Path,
         save_checkpoint: Callable[[FlowPolicy, int], object] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.policy, self.train, self.validation, self.config, self.folder = policy, train, validation, config, folder
         self.save_checkpoint = save_checkpoint
-        frames = th.cat([train.observations[key] for key in policy.keys], dim=-1)
-        policy.obs_normalizer.fit(frames)
+        self.processes = processes or Processes()
+        if policy.vector_keys:
+            vectors = th.cat([train.observations[key].float() for key in policy.vector_keys], dim=-1)
+            policy.obs_normalizer.fit(vectors)
         policy.action_normalizer.fit(train.actions)
         self.ema = copy.deepcopy(policy).freeze()
         self.optimizer = adamw(policy, config.learning_rate, config.betas, config.weight_decay)
         self.step = 0
+        self._losses, self._ema_losses = (self._losses_of(each) for each in (policy, self.ema))
 
     def run(self) -> FlowPolicy:
         """Train to the end and return the policy with EMA weights.
@@ -126,29 +142,35 @@ class Trainer:
         :raises KeyboardInterrupt: After Ctrl-C, once the step is done and saved
         :raises SystemExit: The same after SIGTERM
         """
+        losses = compiled(self._losses, self._try, self.config.compile, self.train.device)
+        self._losses = self.processes.parallel(losses)
         self._resume()
         th.set_flush_denormal(True)  # they appear late in the training and are slow
         try:
-            with SummaryWriter(str(self.folder), purge_step=self.step) as board, self._bar() as bar:
+            with self._board() as board, self._bar() as bar:
                 self._loop(board, bar)
         finally:
             th.set_flush_denormal(False)
         return self.ema
 
-    def _loop(self, board: SummaryWriter, bar: tqdm[Any]) -> None:
+    def _loop(self, board: SummaryWriter | None, bar: tqdm[Any]) -> None:
         with interrupts_wait() as pending:
-            for index in self._batches():
-                losses = self._update(index)
+            while self.step < self.config.steps:
+                losses = self._update(self._draw())
                 self._report(losses, board, bar)
-                if pending:
+                if self.processes.any(bool(pending)):
                     self._save()
-                    tqdm.write(f"Interrupted at step {self.step}, all is saved. The same command goes on from there")
-                    raise pending.exception()
+                    self._say(f"Interrupted at step {self.step}, all is saved. The same command goes on from there")
+                    raise pending.exception() if pending else SystemExit(TERMINATED)
 
-    def _update(self, index: th.Tensor) -> dict[str, th.Tensor]:
+    def _draw(self) -> Draws:
+        return draw(self.policy, len(self.train), self.config.batch_size, self.train.device)
+
+    def _update(self, draws: Draws) -> dict[str, th.Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * cosine(self.step, self.config.warmup_steps, self.config.steps)
-        losses = offline_losses(self.policy, *self.train.batch(index), self.config)
+        mine = self.processes.part(draws)
+        losses: dict[str, th.Tensor] = self._losses(*self.train.batch(mine.windows), mine)
         self.optimizer.zero_grad()
         losses["total"].backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -156,37 +178,54 @@ class Trainer:
         update_ema(self.ema, self.policy, self.step, self.config.ema_power, self.config.ema_max)
         return losses
 
-    def _batches(self) -> Iterator[th.Tensor]:
-        while self.step < self.config.steps:
-            yield th.randint(len(self.train), (self.config.batch_size,), device=self.train.targets.device)
-
-    def _report(self, losses: dict[str, th.Tensor], board: SummaryWriter, bar: tqdm[Any]) -> None:
+    def _report(self, losses: dict[str, th.Tensor], board: SummaryWriter | None, bar: tqdm[Any]) -> None:
         bar.update()
+        last = self.step == self.config.steps
         if self.step % 50 == 0:
-            values = {name: value.item() for name, value in losses.items()}
+            values = self.processes.mean(losses)
             if not math.isfinite(values["total"]):
                 raise self._diverged(f"The loss is {values['total']}")
             bar.set_postfix({name: f"{values[name]:.4f}" for name in ("imitation", "flow", "kl")})
-            for name, value in values.items():
-                board.add_scalar(f"train/{name}", value, self.step)
-        if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
-            for name, value in self.validate().items():
-                board.add_scalar(f"validation/{name}", value, self.step)
-        if self.step % self.config.save_every == 0 or self.step == self.config.steps:
+            _log(board, "train", values, self.step)
+        if board is not None and (self.step % self.config.validate_every == 0 or last):
+            _log(board, "validation", self.validate(), self.step)
+        if self.step % self.config.save_every == 0 or last:
             self._save()
 
     @th.no_grad()
     def validate(self) -> dict[str, float]:
         """Return the losses of the EMA weights on held-out windows, with noise that is the same every time."""
-        device = self.train.targets.device
+        count, device, sums = min(1024, 4 * len(self.validation)), self.train.device, Counter[str]()
         with th.random.fork_rng():
             th.manual_seed(0)
-            index = th.randint(len(self.validation), (min(1024, 4 * len(self.validation)),), device=device)
-            losses = offline_losses(self.ema, *self.validation.batch(index), self.config)
-        return {name: value.item() for name, value in losses.items()}
+            draws = draw(self.policy, len(self.validation), count, device)._replace(where=None)
+        for start in range(0, count, self.config.batch_size):
+            part = draws.rows(slice(start, start + self.config.batch_size))
+            losses = self._ema_losses(*self.validation.batch(part.windows), part)
+            sums.update({name: value.item() * len(part.windows) / count for name, value in losses.items()})
+        return dict(sums)
+
+    def _losses_of(self, policy: FlowPolicy) -> nn.Module:
+        autocast = use_autocast(self.config.autocast, policy, self.train.device)
+        return OfflineLosses(policy, self.config.beta, self.config.reconstruction, autocast)
+
+    def _try(self, losses: nn.Module) -> None:
+        """Compute losses and their gradients as in a step, and change nothing by it."""
+        with th.random.fork_rng():
+            mine = self.processes.part(self._draw())
+        losses(*self.train.batch(mine.windows), mine)["total"].backward()
+        self.policy.zero_grad()
+
+    def _board(self) -> AbstractContextManager[SummaryWriter | None]:
+        return SummaryWriter(str(self.folder), purge_step=self.step) if self.processes.first else nullcontext()
 
     def _bar(self) -> tqdm[Any]:
-        return tqdm(total=self.config.steps, initial=self.step, desc="pretrain", unit="step", dynamic_ncols=True)
+        steps, first = self.config.steps, self.processes.first
+        return tqdm(total=steps, initial=self.step, desc="pretrain", unit="step", dynamic_ncols=True, disable=not first)
+
+    def _say(self, text: str) -> None:
+        if self.processes.first:
+            tqdm.write(text)
 
     def _diverged(self, what: str) -> FloatingPointError:
         return FloatingPointError(
@@ -196,16 +235,22 @@ class Trainer:
     def _save(self) -> None:
         if not all(bool(th.isfinite(weight).all()) for weight in self.policy.parameters()):
             raise self._diverged("There are weights that are not finite")
-        state = {
-            "step": self.step,
-            "policy": self.policy.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": [th.get_rng_state(), *th.cuda.get_rng_state_all()],
-        }
-        write_state(self.folder / STATE, state)
-        if self.save_checkpoint is not None:
-            self.save_checkpoint(self.ema, self.step)
+        if self.processes.first:
+            state = {
+                "step": self.step,
+                "policy": self.policy.state_dict(),
+                "ema": self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "rng": self._generators(),
+            }
+            write_state(self.folder / STATE, state)
+            if self.save_checkpoint is not None:
+                self.save_checkpoint(self.ema, self.step)
+        self.processes.wait()  # whoever went ahead could end, and torchrun would end the one that writes
+
+    def _generators(self) -> list[th.Tensor]:
+        gpu = [th.cuda.get_rng_state(self.train.device)] if self.train.device.type == "cuda" else []
+        return [th.get_rng_state(), *gpu]
 
     def _resume(self) -> None:
         th.manual_seed(self.config.seed)
@@ -225,27 +270,11 @@ class Trainer:
         self.step = state["step"]
         cpu, *gpus = state["rng"]
         th.set_rng_state(cpu)
-        th.cuda.set_rng_state_all(gpus[: th.cuda.device_count()])
-        tqdm.write(f"Going on from step {self.step}, saved in {file}")
+        if gpus and self.train.device.type == "cuda":
+            th.cuda.set_rng_state(gpus[0], self.train.device)
+        self._say(f"Going on from step {self.step}, saved in {file}")
 
 
-def offline_losses(
-    policy: FlowPolicy, obs: Observation, actions: th.Tensor, config: TrainingConfig
-) -> dict[str, th.Tensor]:
-    """Return the imitation loss, the bottleneck's losses (same noise and times), and ``total``, their sum.
-
-    The bottleneck's gradients reach neither the encoder nor the U-Net.
-
-    :param obs: (B, n, D) for each key
-    :param actions: (B, T, A) in environment units
-    """
-    assert policy.bottleneck is not None
-    actions = policy.action_normalizer(actions)
-    noise, times = th.randn_like(actions), sample_times(len(actions), actions.device)
-    context = policy.context(obs)
-    imitation = flow_loss(policy.unet, actions, noise, times, context)
-    velocity = without_gradients(policy.unet)
-    losses = bottleneck_loss(
-        policy.bottleneck, velocity, context, actions, noise, times, config.beta, config.reconstruction
-    )
-    return {"imitation": imitation, **losses, "total": imitation + losses["total"]}
+def _log(board: SummaryWriter | None, group: str, values: dict[str, float], step: int) -> None:
+    for name, value in values.items() if board is not None else ():
+        board.add_scalar(f"{group}/{name}", value, step)  # type: ignore[union-attr]

@@ -65,11 +65,31 @@ METAWORLD_TASKS: tuple[str, ...] = (
 MAX_EPISODE_STEPS = 200
 """Limit at registration, in environment steps; ``gym.make(..., max_episode_steps=…)`` changes it."""
 
+ROBOSUITE_TASKS: dict[str, int] = {"lift": 200, "can": 400, "square": 400, "transport": 700}
+"""Tasks of robosuite and their limits at registration, in environment steps."""
+
+ADROIT_TASKS: dict[str, int] = {"door": 100, "hammer": 100, "pen": 75, "relocate": 100}
+"""Tasks of the Adroit hand and their limits at registration, in environment steps of two simulator steps each."""
+
+
+class UnstableSimulationError(FloatingPointError):
+    """The physics diverged, so that whatever came after it would not be the task any more."""
+
 
 def env_id(task: str) -> str:
     """Return the Gymnasium id of a Meta-World task: ``"pick-place-v3"`` is ``"zprl/PickPlace-v0"``."""
     words = task.removesuffix("-v3").split("-")
     return f"zprl/{''.join(word.capitalize() for word in words)}-v0"
+
+
+def robosuite_id(task: str) -> str:
+    """Return the Gymnasium id of a robosuite task: ``"can"`` is ``"zprl/Can-v0"``."""
+    return f"zprl/{task.capitalize()}-v0"
+
+
+def adroit_id(task: str) -> str:
+    """Return the Gymnasium id of a task of the Adroit hand: ``"door"`` is ``"zprl/AdroitDoor-v0"``."""
+    return f"zprl/Adroit{task.capitalize()}-v0"
 
 
 def register_envs() -> None:
@@ -80,6 +100,22 @@ def register_envs() -> None:
                 id=env_id(task),
                 entry_point="zprl_sb3.robot_envs.metaworld:MetaWorldEnv",
                 max_episode_steps=MAX_EPISODE_STEPS,
+                kwargs={"task": task},
+            )
+    for task, limit in ROBOSUITE_TASKS.items():
+        if robosuite_id(task) not in registry:
+            register(
+                id=robosuite_id(task),
+                entry_point="zprl_sb3.robot_envs.robosuite:RobosuiteEnv",
+                max_episode_steps=limit,
+                kwargs={"task": task},
+            )
+    for task, limit in ADROIT_TASKS.items():
+        if adroit_id(task) not in registry:
+            register(
+                id=adroit_id(task),
+                entry_point="zprl_sb3.robot_envs.adroit:AdroitEnv",
+                max_episode_steps=limit,
                 kwargs={"task": task},
             )
 

@@ -1,14 +1,16 @@
-"""Records demonstrated episodes, in one process or several, each from its own seed."""
+"""Records demonstrated episodes, in one process or several, each from its own seed; images are rendered afterwards."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,62 @@ import numpy as np
 # The worker processes import this module: nothing here may import torch, which would cost each of them 150 MB.
 from zprl_sb3.pretrain.demonstrations import DemonstrationError
 from zprl_sb3.pretrain.recording import Episode, save_episode
-from zprl_sb3.robot_envs import METAWORLD_TASKS
-from zprl_sb3.robot_envs import env_id as metaworld_id
-from zprl_sb3.robot_envs.demonstrators import ScriptedDemonstrator, sample_operator
-from zprl_sb3.robot_envs.metaworld import UnstableSimulationError
+from zprl_sb3.robot_envs import UnstableSimulationError, dapg, demonstrators, robosuite_executor, robosuite_experts
+from zprl_sb3.robot_envs.base import SimulatedEnv
+from zprl_sb3.robot_envs.demonstrators import Demonstrator, Graded, sample_operator
 
 MAX_ATTEMPTS = 100
 """Tries for one episode: with ``keep_failures: false`` more mean that the demonstrators cannot do the task."""
 
 
+@dataclass(frozen=True)
+class Family:
+    """The demonstrators of one simulator's tasks.
+
+    :param simulator: The package that is installed, whose version is recorded
+    :param operator: Class of its operators
+    :param demonstrator: Makes the demonstrator of an episode from environment, operator and source of randomness
+    :param options: Settings that it takes besides
+    """
+
+    simulator: str
+    operator: type[Graded]
+    demonstrator: Callable[..., Demonstrator]
+    options: tuple[str, ...] = ()
+
+    def configured(self, settings: Mapping[str, Any]) -> Family:
+        """Return this with the demonstrators' options as the settings have them."""
+        options = {name: settings[name] for name in self.options}
+        return replace(self, demonstrator=functools.partial(self.demonstrator, **options), options=())
+
+
+FAMILIES: dict[str, Family] = {
+    "metaworld": Family("metaworld", demonstrators.Operator, demonstrators.ScriptedDemonstrator),
+    "robosuite": Family("robosuite", robosuite_executor.Operator, robosuite_experts.ScriptedDemonstrator),
+    "adroit": Family("gymnasium-robotics", dapg.Operator, dapg.ExpertDemonstrator, ("expert",)),
+}
+"""By the module of ``zprl_sb3.robot_envs`` that the environments are in."""
+
+
+def family_of(env_id: str) -> Family:
+    """Return the demonstrators of an environment.
+
+    :raises ValueError: If nobody demonstrates it
+    :raises gymnasium.error.Error: If there is no such environment
+    """
+    entry_point = str(gym.spec(env_id).entry_point)  # It raises for an unknown id, and suggests similar ones.
+    package, _, module = entry_point.partition(":")[0].rpartition(".")
+    if package != "zprl_sb3.robot_envs" or module not in FAMILIES:
+        raise ValueError(f"There is no scripted demonstrator for {env_id}, only for tasks of {', '.join(FAMILIES)}")
+    return FAMILIES[module]
+
+
 def env_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``gym.make`` needs besides the id, from settings as ``hyperparams/collect.yml`` has them."""
-    return {key: settings[key] for key in ("max_episode_steps", "observation")}
+    kwargs: dict[str, Any] = {key: settings[key] for key in ("max_episode_steps", "observation")}
+    if settings["observation"] == "image":
+        kwargs["render_quality"] = "fast"  # Recorded, because a policy works with the pixels that it has learned from.
+    return {**kwargs, **settings.get("env_kwargs", {})}
 
 
 def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
@@ -47,14 +93,14 @@ def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"keep_failures must be true or false, not {settings['keep_failures']!r}")
     if not isinstance(operators, dict) or not all(isinstance(entry, dict) for entry in operators.values()):
         raise ValueError(f"operators must be a table of tables, as in hyperparams/collect.yml, not {operators!r}")
-    gym.spec(env_id)  # It raises for an unknown id, and suggests similar ones.
-    if env_id not in map(metaworld_id, METAWORLD_TASKS):
-        raise ValueError(f"There is a scripted demonstrator for Meta-World's tasks only, not for {env_id}")
+    family = family_of(env_id).configured(settings)
     rng = np.random.default_rng(0)
     for quality, entry in operators.items():
-        sample_operator({quality: {**entry, "share": 1}}, rng)
-    operator = sample_operator(operators, rng)
-    ScriptedDemonstrator(_environment(env_id, **env_kwargs(settings)), operator, rng)
+        sample_operator({quality: {**entry, "share": 1}}, rng, family.operator)
+    operator = sample_operator(operators, rng, family.operator)
+    env = _environment(env_id, json.dumps(env_kwargs(settings)))
+    env.reset(seed=0)  # With images it shows whether this machine can render.
+    family.demonstrator(env, operator, rng)
 
 
 def record_episodes(
@@ -98,35 +144,40 @@ def _exit_with_parent() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _environment(env_id: str, max_episode_steps: int, observation: str) -> gym.Env[Any, Any]:
-    return gym.make(env_id, max_episode_steps=max_episode_steps, observation=observation)
+def _environment(env_id: str, kwargs: str) -> gym.Env[Any, Any]:
+    return gym.make(env_id, **json.loads(kwargs))
 
 
 def _record(k: int, path: Path, env_id: str, seed: int, settings: Mapping[str, Any]) -> bool:
-    env = _environment(env_id, **env_kwargs(settings))
+    family = family_of(env_id).configured(settings)
+    # Images of all attempts and of all steps on the way would take most of the time.
+    env = _environment(env_id, json.dumps(env_kwargs(settings) | {"observation": "state"}))
     for source in np.random.SeedSequence([seed, k]).spawn(MAX_ATTEMPTS):
         try:
-            episode = demonstrate(env, settings["operators"], np.random.default_rng(source))
+            episode = demonstrate(env, settings["operators"], np.random.default_rng(source), family)
         except UnstableSimulationError as error:
             warnings.warn(f"Episode {k} is tried again with another layout: {error}", stacklevel=1)
             continue
         if episode.success or settings["keep_failures"]:
-            save_episode(path, episode)
+            save_episode(path, with_images(env, episode) if settings["observation"] == "image" else episode)
             return episode.success
     raise DemonstrationError(f"{env_id}, episode {k}: no success in {MAX_ATTEMPTS} attempts; make the operators better")
 
 
-def demonstrate(env: gym.Env[Any, Any], operators: Mapping[str, Any], rng: np.random.Generator) -> Episode:
+def demonstrate(
+    env: gym.Env[Any, Any], operators: Mapping[str, Any], rng: np.random.Generator, family: Family
+) -> Episode:
     """Let an operator drawn from the mixture act for one episode with a layout drawn from ``rng``.
 
-    :param env: One of Meta-World's tasks, with a time limit
+    :param env: A task of the family, with a time limit
     :param operators: The mixture, see :func:`~zprl_sb3.robot_envs.demonstrators.sample_operator`
     :param rng: Source of all randomness
+    :param family: Who can demonstrate it
     """
-    operator = sample_operator(operators, rng)
+    operator = sample_operator(operators, rng, family.operator)
     seed = int(rng.integers(2**31))
     observation, info = env.reset(seed=seed)
-    demonstrator = ScriptedDemonstrator(env, operator, rng)
+    demonstrator = family.demonstrator(env, operator, rng)
     state_of = env.get_wrapper_attr("get_state")
     observations, states, actions, rewards = [observation], [], [], []
     over = False
@@ -146,4 +197,26 @@ def demonstrate(env: gym.Env[Any, Any], operators: Mapping[str, Any], rng: np.ra
         seed=seed,
         quality=operator.quality,
         success=bool(info["is_success"]),
+    )
+
+
+def with_images(env: gym.Env[Any, Any], episode: Episode) -> Episode:
+    """Return an episode as it is observed through cameras: without ``"object"``, with what each camera saw.
+
+    Images are not repeated among the next observations, where only the last would be new.
+
+    :param env: The environment that the episode was recorded in, not reset since
+    :param episode: What was recorded
+    """
+    simulated = env.unwrapped
+    assert isinstance(simulated, SimulatedEnv)
+    frames = []
+    for state in episode.states:
+        simulated.set_state(state)
+        frames.append(simulated.images())
+    images = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+    return replace(
+        episode,
+        observations={"proprio": episode.observations["proprio"], **images},
+        next_observations={"proprio": episode.next_observations["proprio"]},
     )

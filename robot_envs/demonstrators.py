@@ -1,11 +1,11 @@
-"""Meta-World's scripted policies, made as imperfect as people: the source of mixed-quality demonstrations."""
+"""What all demonstrators are, and Meta-World's: its scripted policies, made as imperfect as people."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -21,9 +21,51 @@ OBJECT = (slice(4, 7), slice(22, 25))
 GOAL = slice(36, 39)
 
 
+class Demonstrator(Protocol):
+    """Acts through one episode; made for an environment that has just been reset, with an operator's faults."""
+
+    def act(self) -> NDArray[np.float32]:
+        """Return the next action for the environment's present state."""
+
+
 @dataclass(frozen=True)
-class Operator:
-    """Who demonstrates an episode; actions are in [−1, 1], probabilities per environment step.
+class Graded:
+    """Who demonstrates an episode; each simulator adds its own parameters, all of them numbers.
+
+    :param quality: ``"better"``, ``"okay"`` or ``"worse"``
+    """
+
+    quality: str
+
+
+GradedT = TypeVar("GradedT", bound=Graded)
+
+
+def sample_operator(
+    operators: Mapping[str, Mapping[str, Any]], rng: np.random.Generator, kind: type[GradedT]
+) -> GradedT:
+    """Draw an operator from a mixture as ``hyperparams/collect.yml`` describes it.
+
+    :param operators: For each quality its ``share`` of the mixture and, for each parameter of ``kind``, a number or a
+        range ``[low, high]`` to draw from uniformly
+    :param rng: Source of all randomness
+    :param kind: The operator's class
+    :raises ValueError: If a parameter is missing, unknown, or neither a number nor a range, or if no share is positive
+    """
+    shares = np.array([_draw(quality, "share", entry, rng) for quality, entry in operators.items()])
+    if (shares < 0).any() or shares.sum() <= 0:
+        raise ValueError(f"The operators' shares must not be negative, and one must be positive: {shares.tolist()}")
+    quality = str(rng.choice(list(operators), p=shares / shares.sum()))
+    names = [field.name for field in fields(kind) if field.name != "quality"]
+    unknown = set(operators[quality]) - {*names, "share"}
+    if unknown:
+        raise ValueError(f"Operator {quality!r} has no {min(unknown)!r}; it has share, {', '.join(names)}")
+    return kind(quality, **{name: _draw(quality, name, operators[quality], rng) for name in names})
+
+
+@dataclass(frozen=True)
+class Operator(Graded):
+    """Who demonstrates a task of Meta-World; actions are in [−1, 1], probabilities per environment step.
 
     :param quality: ``"better"``, ``"okay"`` or ``"worse"``
     :param noise: Standard deviation of Gaussian noise on every action
@@ -37,7 +79,6 @@ class Operator:
     :param goal_offset: The same for the goal's position
     """
 
-    quality: str
     noise: float
     gain: float
     random: float
@@ -46,22 +87,6 @@ class Operator:
     bias: float
     object_offset: float
     goal_offset: float
-
-
-def sample_operator(operators: Mapping[str, Mapping[str, Any]], rng: np.random.Generator) -> Operator:
-    """Draw an operator from a mixture as ``hyperparams/collect.yml`` describes it.
-
-    :param operators: For each quality its ``share`` of the mixture and, for each parameter of :class:`Operator`, a
-        number or a range ``[low, high]`` to draw from uniformly
-    :param rng: Source of all randomness
-    :raises ValueError: If a parameter is missing or is neither a number nor a range, or if no share is positive
-    """
-    shares = np.array([_draw(quality, "share", entry, rng) for quality, entry in operators.items()])
-    if (shares < 0).any() or shares.sum() <= 0:
-        raise ValueError(f"The operators' shares must not be negative, and one must be positive: {shares.tolist()}")
-    quality = str(rng.choice(list(operators), p=shares / shares.sum()))
-    names = [field.name for field in fields(Operator) if field.name != "quality"]
-    return Operator(quality, **{name: _draw(quality, name, operators[quality], rng) for name in names})
 
 
 def _draw(quality: str, name: str, entry: Mapping[str, Any], rng: np.random.Generator) -> float:

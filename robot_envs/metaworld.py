@@ -2,67 +2,77 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from zprl_sb3.robot_envs import METAWORLD_TASKS, import_simulator
+from zprl_sb3.robot_envs import METAWORLD_TASKS, UnstableSimulationError, import_simulator
+from zprl_sb3.robot_envs.base import Observation, SimulatedEnv, check_arguments
+from zprl_sb3.robot_envs.rendering import prepare_rendering
 
-Observation = dict[str, Any]
+__all__ = ["MetaWorldEnv", "UnstableSimulationError"]
 
-OBSERVATIONS = ("state",)
 CAMERA = "corner2"
-FRAME_SIZE = 480
+CAMERA_POSITION = (0.6, 0.295, 0.8)
+"""Nearer than Meta-World's own, as in the paper's experiments."""
+VIDEO_SIZE = 480
 
 
-class UnstableSimulationError(FloatingPointError):
-    """The physics diverged, so that whatever came after it would not be the task any more."""
-
-
-class MetaWorldEnv(gym.Env[Observation, NDArray[np.float32]]):
+class MetaWorldEnv(SimulatedEnv):
     """One Meta-World task: reward 1 on success, which ends the episode, and 0 before it.
 
-    Observations are float32, in metres and quaternions (x, y, z, w):
+    Observations, see :class:`~zprl_sb3.robot_envs.base.SimulatedEnv`, in metres and quaternions (x, y, z, w):
 
     - ``"object"`` (17,): position and quaternion of up to two objects, zeros where there is one, then the goal
     - ``"proprio"`` (9,): positions of hand, right finger and left finger
+    - ``"corner2_image"``: of the one camera
 
     Actions (4,) in [−1, 1] move the hand by up to 1 cm a step along x, y, z, and close (+) or open (−) the gripper.
     ``reset(seed=s)`` fixes the layout and the whole rollout bit by bit; ``reset()`` goes on to the next layout.
 
     :param task: Meta-World's name, e.g. ``"push-v3"``
-    :param observation: What to observe; so far only ``"state"``
+    :param observation: ``"state"`` or ``"image"``
     :param render_mode: ``"rgb_array"`` for upright frames (480, 480, 3) of a fixed camera, or None
-    :raises ValueError: If the task, the observation or the render mode is unknown
+    :param render_quality: ``"fast"`` or ``"full"``, see :data:`~zprl_sb3.robot_envs.rendering.QUALITIES`
+    :raises ValueError: If the task, the observation, the render mode or its quality is unknown
     :raises ImportError: If Meta-World is not installed
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}
 
-    def __init__(self, task: str, observation: str = "state", render_mode: str | None = None) -> None:
+    def __init__(
+        self, task: str, observation: str = "state", render_mode: str | None = None, render_quality: str = "fast"
+    ) -> None:
         if task not in METAWORLD_TASKS:
             raise ValueError(f"Meta-World has no task {task!r}; it has {', '.join(METAWORLD_TASKS)}")
-        if observation not in OBSERVATIONS:
-            raise ValueError(f"observation={observation!r} is not available (yet); there is {', '.join(OBSERVATIONS)}")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode is 'rgb_array' or None, not {render_mode!r}")
+        check_arguments(observation, render_mode, render_quality)
         self.task = task
-        self.render_mode = render_mode
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
-        # Meta-World's own bounds are wrong for the goal, so that clipping or scaling by them would hide it.
-        self.observation_space = spaces.Dict(
-            {key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in (("object", 17), ("proprio", 9))}
-        )
         self._simulation = _make_simulation(task)
-        self._renderer: Any = None
         self._raw = np.zeros(39)
-        self._steps = 0
+        super().__init__(
+            name=task,
+            sizes=(17, 9),
+            cameras=(CAMERA,),
+            video=(CAMERA, VIDEO_SIZE, VIDEO_SIZE),
+            observation=observation,
+            render_mode=render_mode,
+            render_quality=render_quality,
+        )
+
+    @property
+    def model(self) -> Any:
+        """MuJoCo's ``MjModel``."""
+        return self._simulation.model
+
+    @property
+    def data(self) -> Any:
+        """MuJoCo's ``MjData``."""
+        return self._simulation.data
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,60 +103,29 @@ class MetaWorldEnv(gym.Env[Observation, NDArray[np.float32]]):
         success = bool(info["success"])
         return self._observe(), float(success), success, False, {"is_success": success}
 
-    def render(self) -> NDArray[np.uint8] | None:
-        """Return an upright frame (480, 480, 3), or None without a render mode."""
-        if self.render_mode is None:
-            return None
-        if self._renderer is None:
-            self._renderer = _make_renderer(self._simulation.model)
-        mujoco = import_simulator("mujoco")
-        self._renderer.update_scene(self._simulation.data, camera=CAMERA)
-        # Shadows and reflections are most of the cost where a CPU renders.
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        # The camera hangs upside down: turned by 180°, not mirrored.
-        frame: NDArray[np.uint8] = np.ascontiguousarray(self._renderer.render()[::-1, ::-1])
-        return frame
-
-    def close(self) -> None:
-        """Free the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-
     @property
     def raw_observation(self) -> NDArray[np.float64]:
         """Meta-World's own observation (39,), which its scripted policies expect."""
         return np.array(self._raw, dtype=np.float64)
 
-    def get_state(self) -> NDArray[np.float64]:
-        """Return the physical state ``[time, qpos, qvel]`` as robomimic stores it."""
-        data = self._simulation.data
-        return np.concatenate([[data.time], data.qpos, data.qvel])
-
-    def _observe(self) -> Observation:
-        simulation = self._simulation
+    def _object(self) -> NDArray[Any]:
         # The goal as it is: Meta-World's step clips it to a goal space that some tasks leave, its reset does not.
-        objects = np.concatenate([self._raw[4:18], simulation._get_pos_goal()])
-        fingers = [simulation.data.site(name).xpos for name in ("rightEndEffector", "leftEndEffector")]
-        proprio = np.concatenate([simulation.get_endeff_pos(), *fingers])
-        return {"object": objects.astype(np.float32), "proprio": proprio.astype(np.float32)}
+        return np.concatenate([self._raw[4:18], self._simulation._get_pos_goal()])
 
-    def _check_stable(self) -> None:
-        # MuJoCo resets a diverged simulation by itself and only counts a warning.
-        mujoco = import_simulator("mujoco")
-        kinds = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
-        diverged = any(self._simulation.data.warning[kind].number for kind in kinds)
-        if diverged or self._simulation._did_see_sim_exception or not np.isfinite(self._raw).all():
-            raise UnstableSimulationError(
-                f"The simulation of {self.task} became unstable (NaN, infinite or huge values) at step {self._steps}"
-            )
+    def _proprio(self) -> NDArray[Any]:
+        fingers = [self.data.site(name).xpos for name in ("rightEndEffector", "leftEndEffector")]
+        return np.concatenate([self._simulation.get_endeff_pos(), *fingers])
+
+    def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        # The camera hangs upside down: turned by 180°, not mirrored.
+        return np.ascontiguousarray(super()._frame(camera, height, width)[::-1, ::-1])
+
+    def _diverged(self) -> bool:
+        return super()._diverged() or self._simulation._did_see_sim_exception or not np.isfinite(self._raw).all()
 
 
 def _make_simulation(task: str) -> Any:
-    # MuJoCo picks its renderer on import and takes a window's where none is named, which fails without a display.
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    prepare_rendering()
     simulation = import_simulator("metaworld.env_dict").ALL_V3_ENVIRONMENTS[task]()
     # Its own walks through all contacts in Python, twice, and takes a third of every step.
     simulation.touching_object = partial(_touching_object, simulation)
@@ -158,12 +137,8 @@ def _make_simulation(task: str) -> Any:
     simulation._set_task_called = True
     # The time limit is Gymnasium's business; Meta-World raises at its own.
     simulation.max_path_length = sys.maxsize
-    simulation.model.vis.quality.offsamples = 0
+    simulation.model.camera(CAMERA).pos = CAMERA_POSITION
     return simulation
-
-
-def _make_renderer(model: Any) -> Any:
-    return import_simulator("mujoco").Renderer(model, height=FRAME_SIZE, width=FRAME_SIZE)
 
 
 def _touching_object(simulation: Any, geom: int) -> bool:

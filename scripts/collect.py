@@ -17,7 +17,7 @@ from tqdm import tqdm
 from zprl_sb3.files import write_json
 from zprl_sb3.pretrain.demonstrations import DemonstrationError, Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.recording import load_episode, read_collection, save_demonstrations
-from zprl_sb3.robot_envs.collection import check_settings, env_kwargs, record_episodes
+from zprl_sb3.robot_envs.collection import check_settings, env_kwargs, family_of, record_episodes
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import add_seed, add_settings, at_least, new_parser
 from zprl_sb3.settings import load_settings
@@ -25,6 +25,7 @@ from zprl_sb3.settings import load_settings
 EXAMPLES = """examples:
   zprl collect --env zprl/Push-v0 --output runs/push/demos.hdf5
   zprl collect --env zprl/Push-v0 --episodes 300 --seed 7 --jobs 4 --output runs/push/many.hdf5
+  zprl collect --env zprl/Can-v0 --jobs 2 --output runs/can/images.hdf5 --set observation=image
   zprl collect --env zprl/BoxClose-v0 --output runs/box/demos.hdf5 --set keep_failures=false
   zprl collect --env zprl/Push-v0 --output runs/push/demos.hdf5 --set 'operators.worse.object_offset=[0, 0.03]'
 
@@ -59,9 +60,10 @@ def collect(
     output = Path(output)
     settings = load_settings("collect.yml", env_id) if settings is None else settings
     check_settings(env_id, settings)
-    settings = json.loads(json.dumps(settings))  # As it is read back: lists where there were tuples.
+    # As it is read back: lists where there were tuples. An empty table says nothing, and older files have none.
+    settings = {key: value for key, value in json.loads(json.dumps(settings)).items() if value != {}}
     identity: dict[str, Any] = {"env_id": env_id, "seed": seed, "settings": settings}
-    identity["env_version"] = version("metaworld")
+    identity["env_version"] = version(family_of(env_id).simulator)
     if output.exists() and not overwrite:
         _check_same(output, identity, episodes)
         print(f"{output} is complete already; --overwrite collects it anew")

@@ -13,6 +13,7 @@ import yaml
 from zprl_sb3.files import atomic_path
 from zprl_sb3.settings import flatten
 
+SEEN = ("observation", "render_quality", "cameras")  # arguments of an environment that decide what a policy sees
 PACKAGES = ("zprl-sb3", "torch", "stable-baselines3", "gymnasium", "numpy", "mujoco")
 
 if TYPE_CHECKING:
@@ -92,10 +93,22 @@ def device_of(name: str) -> th.device:
 
 
 def make_arguments(checkpoint: str | Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``gymnasium.make``: those of the policy's demonstrations, then the changes."""
+    """Return the arguments of ``gymnasium.make``: those of the policy's demonstrations, then the changes.
+
+    :param checkpoint: The policy's
+    :param changes: Further arguments
+    :raises ValueError: If they change what the policy sees
+    """
     from zprl_sb3.checkpoint import read_config
 
-    return {**read_config(checkpoint).get("env_kwargs", {}), **changes}
+    recorded: dict[str, Any] = read_config(checkpoint).get("env_kwargs", {})
+    for key in SEEN:
+        if key in recorded and changes.get(key, recorded[key]) != recorded[key]:
+            raise ValueError(
+                f"The policy in {checkpoint} learned with {key}={recorded[key]!r} and would see other things with "
+                f"{changes[key]!r}: leave {key} out, or pretrain on demonstrations made with it"
+            )
+    return {**recorded, **changes}
 
 
 def refuse_other_run(file: Path, settings: dict[str, Any], ignore: Sequence[str] = ()) -> None:

@@ -19,28 +19,33 @@ from omegaconf.errors import OmegaConfBaseException
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.checkpoint import save_policy
 from zprl_sb3.files import recovered, write_json
-from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
+from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, image_keys
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
+from zprl_sb3.pretrain.processes import Processes, local_device, processes
 from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
 from zprl_sb3.pretrain.windows import cut_windows, split_episodes
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
 from zprl_sb3.scripts.evaluate import base_evaluation, evaluate_base, table
+from zprl_sb3.settings import load_settings
 
 CONFIG_MODULE = "zprl_sb3.hyperparams.pretrain"
 
 
-def pretrain(config: dict[str, Any]) -> Path:
+def pretrain(config: dict[str, Any], group: Processes | None = None) -> Path:
     """Train a policy on demonstrations, evaluate it, and return its checkpoint's folder.
 
     :param config: As ``hyperparams/pretrain/config.yaml`` has it
+    :param group: The processes that train together; only the first writes
     :raises DemonstrationError: If the demonstrations cannot be used
     :raises ValueError: If a setting does not fit, or the folder holds another run
     """
+    group = group or Processes()
     output = Path(config["output"])
     demos = load_demonstrations(config["demos"])
     if config["mask"]:
         demos = demos.select(config["mask"])
+    config = config | {"model": sized(config["model"], demos.env_id)}
     # The hash says which demonstrations these are, wherever they lie.
     run = config | {"dataset_sha256": demos.sha256}
     refuse_other_run(output / "pretrain.yml", run, ignore=("demos", "output", "device", "evaluation"))
@@ -50,17 +55,34 @@ def pretrain(config: dict[str, Any]) -> Path:
         return checkpoint
     save = partial(save_policy, dataset_sha256=demos.sha256, env_kwargs=demos.env_kwargs, training=config["training"])
     latest = output / "policy_latest"
-    trainer = _prepare(demos, config, output, lambda policy, step: save(policy, latest, step=step))
-    record_run(output / "pretrain.yml", run)
-    print(f"Pretraining on {len(demos)} demonstrations of {demos.env_id}; checkpoint and TensorBoard go to {output}")
-    save(trainer.run(), checkpoint)
-    shutil.rmtree(latest)
-    print(f"Wrote {checkpoint}")
+    what = f"{len(demos)} demonstrations of {demos.env_id}"
+    trainer = _prepare(demos, config, output, lambda policy, step: save(policy, latest, step=step), group)
+    del demos  # images fill the memory, and the trainer has its own
+    if group.first:
+        record_run(output / "pretrain.yml", run)
+        print(f"Pretraining on {what}; checkpoint and TensorBoard go to {output}")
+    policy = trainer.run()
+    if group.first:
+        save(policy, checkpoint)
+        shutil.rmtree(latest)
+        print(f"Wrote {checkpoint}")
     return checkpoint
 
 
-def _prepare(demos: Demonstrations, config: dict[str, Any], output: Path, save: Callable[..., object]) -> Trainer:
-    device = device_of(config["device"])
+def sized(model: dict[str, Any], env_id: str) -> dict[str, Any]:
+    """Return model settings with what is null in them as ``hyperparams/tasks.yml`` has it for the environment.
+
+    :param model: As in ``hyperparams/pretrain/model/``
+    :param env_id: Gymnasium id
+    """
+    sizes = load_settings("tasks.yml", env_id)
+    return {key: sizes.get(key) if value is None else value for key, value in model.items()}
+
+
+def _prepare(
+    demos: Demonstrations, config: dict[str, Any], output: Path, save: Callable[..., object], group: Processes
+) -> Trainer:
+    device = local_device(device_of(config["device"]))
     th.manual_seed(config["seed"])
     policy = _build(demos, dict(config["model"])).to(device)
     training, validation = split_episodes(len(demos), config["validation_ratio"], config["seed"])
@@ -68,17 +90,19 @@ def _prepare(demos: Demonstrations, config: dict[str, Any], output: Path, save: 
         cut_windows(demos, episodes, policy.obs_steps, policy.horizon, device) for episodes in (training, validation)
     )
     settings = TrainingConfig(**config["training"], seed=config["seed"])
-    return Trainer(policy, train, held_out, settings, output, save)
+    return Trainer(policy, train, held_out, settings, output, save, group)
 
 
 def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
-    for key, episodes in demos.observations.items():
-        if episodes[0].ndim != 2:
-            raise ValueError(f"{demos.path}: observation {key!r} is not a vector but of shape {episodes[0].shape[1:]}")
-    dims = {key: episodes[0].shape[1] for key, episodes in demos.observations.items()}
+    shapes = {key: episodes[0].shape[1:] for key, episodes in demos.observations.items()}
+    if (images := image_keys(shapes)) and "resnet_widths" not in model:
+        raise ValueError(
+            f"{demos.path} holds images ({', '.join(images)}), this model has no networks for them: choose another one "
+            "(model=paper, or model=small_image)"
+        )
     latent_dim = model.pop("latent_dim")
     settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
-    policy = FlowPolicy(FlowPolicyConfig(dims, demos.actions[0].shape[1], **settings))
+    policy = FlowPolicy(FlowPolicyConfig(shapes, demos.actions[0].shape[1], **settings))
     policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim))
     policy.env_id = demos.env_id
     return policy
@@ -111,8 +135,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
 def _program(config: DictConfig) -> None:
     plain = _plain(config)
-    checkpoint = pretrain(plain)
-    if plain["evaluation"]["episodes"]:
+    with processes() as group:
+        checkpoint = pretrain(plain, group)
+    if group.first and plain["evaluation"]["episodes"]:
         evaluate_checkpoint(checkpoint, **plain["evaluation"], device=plain["device"])
 
 

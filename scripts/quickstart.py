@@ -61,7 +61,7 @@ def quickstart(
     _stage("3/5 base policy, four ways", start)
     results = evaluate_base(policy, episodes, eval_seed, device)
     _stage("4/5 steering", start)
-    steering = load_settings("zprl.yml", env_id, settings["train"])
+    steering = load_settings("zprl.yml", env_id, settings["train"], collection["observation"])
     run = train(policy, root / f"zprl-{seed}", seed, steering, device).parent
     _stage("5/5 evaluation", start)
     results["steered"] = evaluate_run(run, episodes, eval_seed, device=device)

@@ -113,7 +113,7 @@ def _make_envs(policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, A
     n_envs, gamma, subprocess = settings["n_envs"], settings["gamma"], settings["subprocess"]
     n_eval = parallel_envs(settings["eval_episodes"])
     return (
-        make_vec_steering(policy.env_id, training, n_envs, gamma, kwargs, subprocess),
+        make_vec_steering(policy.env_id, training, n_envs, gamma, kwargs | settings["train_env_kwargs"], subprocess),
         make_vec_steering(policy.env_id, evaluation, n_eval, gamma, kwargs, subprocess, seeded_episodes=True),
     )
 
@@ -180,8 +180,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl train``."""
     args = parser().parse_args(argv)
-    env_id = read_config(args.policy)["env_id"]
-    train(args.policy, args.output, args.seed, load_settings(args.config, env_id, args.set), args.device)
+    config = read_config(args.policy)
+    observation = config.get("env_kwargs", {}).get("observation")
+    settings = load_settings(args.config, config["env_id"], args.set, observation)
+    train(args.policy, args.output, args.seed, settings, args.device)
     return 0
 
 

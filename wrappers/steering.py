@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zprl_sb3.bottleneck import Bottleneck
 from zprl_sb3.checkpoint import load_policy
-from zprl_sb3.policy import SteerablePolicy, missing_members
+from zprl_sb3.policy import SteerablePolicy, image_keys, missing_members
 
 Array = NDArray[np.float32]
 NoiseKind = Literal["normal", "zero"]
@@ -78,13 +78,20 @@ class Steering(ABC):
     :param policy: The frozen policy, or the path of its checkpoint
     :param scale: λ > 0
     :param noise: ``"normal"`` draws the flow noise w ~ N(0, I) for each chunk; ``"zero"`` sets it to 0 (a control)
+    :param random_crop: Crop images at random places (as the authors do while collecting) instead of at the centre
     :raises TypeError: If the policy lacks a member of :class:`~zprl_sb3.policy.SteerablePolicy`
     :raises ValueError: If λ is not a positive, finite number or the noise has another name
     """
 
     kind: str
 
-    def __init__(self, policy: SteerablePolicy | str | Path, scale: float, noise: NoiseKind = "normal") -> None:
+    def __init__(
+        self,
+        policy: SteerablePolicy | str | Path,
+        scale: float,
+        noise: NoiseKind = "normal",
+        random_crop: bool = False,
+    ) -> None:
         if not (isinstance(scale, (int, float, np.number)) and np.isfinite(scale) and scale > 0):
             raise ValueError(f"scale (λ) must be a positive number, not {scale!r}")
         if noise not in ("normal", "zero"):
@@ -97,6 +104,7 @@ class Steering(ABC):
             )
         self.scale = float(scale)
         self.noise = noise
+        self._crops = len(image_keys(self.policy.observation_shapes)) if random_crop else 0
 
     @property
     @abstractmethod
@@ -104,8 +112,12 @@ class Steering(ABC):
         """d, size of z and of Δz."""
 
     @abstractmethod
-    def _anchor(self, context: th.Tensor, rngs: Sequence[Generator]) -> th.Tensor:
-        """Return z (B, d) for contexts (B, C)."""
+    def _anchor(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """Return z (B, d) for contexts (B, C) and what :meth:`_draw_anchor` drew."""
+
+    def _draw_anchor(self, rng: Generator) -> Array:
+        """Return the random numbers that one environment's anchor needs."""
+        return np.zeros(0, np.float32)
 
     @abstractmethod
     def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
@@ -132,10 +144,16 @@ class Steering(ABC):
         :param obs: Observations of B environments
         :param rngs: Their B generators
         """
-        tensors = {key: th.as_tensor(obs[key], device=self.policy.device) for key in self.policy.observation_dims}
+        device = self.policy.device
+        tensors = {key: th.as_tensor(obs[key], device=device) for key in self.policy.observation_shapes}
+        # Row by row: a generator that is there twice, for the last observation of an episode and the first of the next,
+        # draws in the order in which a single environment does.
+        draws = [(rng.random((self._crops, 2), np.float32), self._draw_anchor(rng)) for rng in rngs]
+        where, noise = (th.as_tensor(np.stack(numbers), device=device) for numbers in zip(*draws, strict=True))
         with th.no_grad():
-            context = self.policy.embed(tensors)
-            anchor = self._anchor(context, rngs)
+            # A policy of someone else's need not know of crops.
+            context = self.policy.embed(tensors, where) if self._crops else self.policy.embed(tensors)
+            anchor = self._anchor(context, noise)
         return {"c": context.cpu().numpy(), "z": anchor.cpu().numpy()}
 
     def act(self, observation: Mapping[str, Array], delta: Array, rngs: Sequence[Generator]) -> Array:
@@ -148,14 +166,16 @@ class Steering(ABC):
         """
         policy = self.policy
         steered = observation["z"] + np.float32(self.scale) * _clipped(delta)
-        noise = self._draw(rngs, (policy.horizon, policy.action_dim), zero=self.noise == "zero")
+        noise = self._flow_noise(rngs)
         with th.no_grad():
             context, anchor = (th.as_tensor(x, device=policy.device) for x in (observation["c"], steered))
             actions = self._generate(context, anchor, noise)
         chunk: Array = actions[:, : policy.chunk].cpu().numpy()
         return chunk
 
-    def _draw(self, rngs: Sequence[Generator], shape: tuple[int, ...], zero: bool = False) -> th.Tensor:
+    def _flow_noise(self, rngs: Sequence[Generator]) -> th.Tensor:
+        shape = (self.policy.horizon, self.policy.action_dim)
+        zero = self.noise == "zero"
         draws = [np.zeros(shape, np.float32) if zero else rng.standard_normal(shape, np.float32) for rng in rngs]
         return th.as_tensor(np.stack(draws), device=self.policy.device)
 
@@ -175,6 +195,7 @@ class LatentSteering(Steering):
     :param scale: λ, in units of z
     :param sample_latent: Draw z from the posterior (as the authors do while collecting) instead of using its mean
     :param noise: As in :class:`Steering`
+    :param random_crop: As in :class:`Steering`
     :raises ValueError: If the policy has no bottleneck, and as in :class:`Steering`
     """
 
@@ -186,8 +207,9 @@ class LatentSteering(Steering):
         scale: float,
         sample_latent: bool = False,
         noise: NoiseKind = "normal",
+        random_crop: bool = False,
     ) -> None:
-        super().__init__(policy, scale, noise)
+        super().__init__(policy, scale, noise, random_crop)
         if self.policy.bottleneck is None:
             raise ValueError("This policy has no bottleneck, so there is no latent to steer: pretrain it with one")
         self.bottleneck: Bottleneck = self.policy.bottleneck
@@ -198,9 +220,12 @@ class LatentSteering(Steering):
         """d, size of the latent."""
         return self.bottleneck.latent_dim
 
-    def _anchor(self, context: th.Tensor, rngs: Sequence[Generator]) -> th.Tensor:
+    def _draw_anchor(self, rng: Generator) -> Array:
+        return rng.standard_normal(self.anchor_dim if self.sample_latent else 0, np.float32)
+
+    def _anchor(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
         mean, std = self.bottleneck.encode(context)
-        return mean + std * self._draw(rngs, (self.anchor_dim,)) if self.sample_latent else mean
+        return mean + std * noise if self.sample_latent else mean
 
     def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
         return self.policy.act(self.bottleneck.decode(steered), noise)
@@ -216,7 +241,7 @@ class EmbeddingSteering(Steering):
         """C, size of the context."""
         return self.policy.context_dim
 
-    def _anchor(self, context: th.Tensor, rngs: Sequence[Generator]) -> th.Tensor:
+    def _anchor(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
         return context
 
     def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:

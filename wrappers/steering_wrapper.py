@@ -92,6 +92,7 @@ class LatentSteeringWrapper(SteeringWrapper):
     :param gamma: Discount per env step
     :param sample_latent: Draw z from the posterior instead of using its mean
     :param noise: ``"normal"``, or ``"zero"`` to switch the flow noise off
+    :param random_crop: Crop images at random places instead of at the centre
     :raises TypeError: If the policy lacks a member of :class:`~zprl_sb3.policy.SteerablePolicy`
     :raises ValueError: If λ is not positive, or the policy has no bottleneck or does not fit the environment
     """
@@ -104,6 +105,7 @@ class LatentSteeringWrapper(SteeringWrapper):
         gamma: float = 0.99,
         sample_latent: bool = False,
         noise: NoiseKind = "normal",
+        random_crop: bool = False,
     ) -> None:
         arguments: dict[str, Any] = {
             "policy": policy,
@@ -111,9 +113,10 @@ class LatentSteeringWrapper(SteeringWrapper):
             "gamma": gamma,
             "sample_latent": sample_latent,
             "noise": noise,
+            "random_crop": random_crop,
         }
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
-        super().__init__(env, LatentSteering(policy, scale, sample_latent, noise), gamma)
+        super().__init__(env, LatentSteering(policy, scale, sample_latent, noise, random_crop), gamma)
 
 
 def chunked(env: gym.Env[Any, Any], policy: PolicyInterface, gamma: float) -> gym.Env[Any, Any]:
@@ -154,8 +157,8 @@ def check_fit(
             "Load the right checkpoint (or set policy.env_id = None if you mean it)"
         )
     found = {key: space.shape or () for key, space in by_key(observation_space).items()}
-    for key, size in policy.observation_dims.items():
-        wanted = (size,) if policy.obs_steps == 1 else (policy.obs_steps, size)
+    for key, shape in policy.observation_shapes.items():
+        wanted = tuple(shape) if policy.obs_steps == 1 else (policy.obs_steps, *shape)
         if found.get(key) != wanted:
             raise ValueError(f"The policy needs observation {key!r} of shape {wanted}, the environment has {found}")
     if action_space.shape is None or action_space.shape[-1:] != (policy.action_dim,):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +126,7 @@ def make_vec_steering(
     env_kwargs: dict[str, Any] | None = None,
     subprocess: bool = False,
     seeded_episodes: bool = False,
+    layer: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None,
 ) -> VecSteering:
     """Make n environments by id, chunk them, and steer them with one policy.
 
@@ -136,15 +137,17 @@ def make_vec_steering(
     :param env_kwargs: Arguments of ``gymnasium.make``
     :param subprocess: One process per environment (slow simulators, pixels) instead of all in this process
     :param seeded_episodes: Fix the seeds of **all** episodes, not only of the first (evaluation)
+    :param layer: A wrapper to put directly around each environment, below all others, e.g. for videos
     """
     whole = steering.policy
-    policy = _Interface(dict(whole.observation_dims), whole.action_dim, whole.obs_steps, whole.chunk, whole.env_id)
+    policy = _Interface(dict(whole.observation_shapes), whole.action_dim, whole.obs_steps, whole.chunk, whole.env_id)
 
     def make() -> gym.Env[Any, Any]:
         if subprocess:
             # Ctrl-C reaches every process of the terminal, but what then becomes of a run is for the main one to say.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         env = gym.make(env_id, **(env_kwargs or {}))
+        env = layer(env) if layer else env
         return chunked(SeededEpisodes(env, n_envs) if seeded_episodes else env, policy, gamma)
 
     with _processes_alive():
@@ -156,7 +159,7 @@ def make_vec_steering(
 class _Interface:
     """A policy's interface without the policy: an environment's process needs no weights."""
 
-    observation_dims: Mapping[str, int]
+    observation_shapes: Mapping[str, tuple[int, ...]]
     action_dim: int
     obs_steps: int
     chunk: int

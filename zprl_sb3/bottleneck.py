@@ -71,6 +71,7 @@ def bottleneck_loss(
     times: th.Tensor,
     beta: float,
     reconstruction: float,
+    latent_noise: th.Tensor | None = None,
 ) -> dict[str, th.Tensor]:
     """Flow loss through the decoder + beta KL + reconstruction error of c. Trains the bottleneck and nothing else.
 
@@ -83,11 +84,14 @@ def bottleneck_loss(
     :param times: k (B,), those of the imitation loss
     :param beta: Weight of the KL (paper: 1e-4 ... 2e-4)
     :param reconstruction: Weight of the mean squared error between g(z) and c (authors' code: 0.01)
+    :param latent_noise: (B, d) for the sample of z; drawn from a standard normal where None
     :return: ``flow``, ``kl``, ``reconstruction`` and their weighted sum ``total``
     """
     context = context.detach()
     mean, log_var = bottleneck.posterior(context)
-    decoded = bottleneck.decode(mean + (0.5 * log_var).exp() * th.randn_like(mean))
+    if latent_noise is None:
+        latent_noise = th.randn_like(mean)
+    decoded = bottleneck.decode(mean + (0.5 * log_var).exp() * latent_noise)
     flow = flow_loss(velocity, actions, noise, times, decoded)
     kl = kl_divergence(mean, log_var)
     error = F.mse_loss(decoded, context)

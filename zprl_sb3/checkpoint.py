@@ -17,7 +17,7 @@ from zprl_sb3.files import atomic_path, recovered, sha256, write_json
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, check_chunk
 
 FORMAT = "zprl_sb3.policy"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 REQUIRED = ("format_version", "env_id", "policy", "bottleneck", "weights_sha256")
 
@@ -108,15 +108,21 @@ def load_policy(path: str | Path, chunk: int | None = None, device: th.device | 
 
 def _build(config: dict[str, Any], file: Path) -> FlowPolicy:
     try:
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in config["policy"].items()
-        }
-        policy = FlowPolicy(FlowPolicyConfig(**settings))
+        policy = FlowPolicy(FlowPolicyConfig(**_settings(config["policy"])))
         if config["bottleneck"] is not None:
             policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(**config["bottleneck"]))
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} lacks or mistakes a setting: {error}. Write the checkpoint again") from error
     return policy
+
+
+def _settings(policy: dict[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    settings |= {key: tuple(value) if isinstance(value, list) else value for key, value in policy.items()}
+    if "observation_dims" in settings:  # format 1, which knew no images
+        settings["observation_shapes"] = {key: [size] for key, size in settings.pop("observation_dims").items()}
+    settings["observation_shapes"] = {key: tuple(shape) for key, shape in settings["observation_shapes"].items()}
+    return settings
 
 
 def _read_weights(file: Path, expected_sha256: str) -> dict[str, th.Tensor]:

@@ -15,17 +15,20 @@ from zprl_sb3.bottleneck import Bottleneck
 from zprl_sb3.flow import sample
 from zprl_sb3.networks import ConditionalUnet1d, mlp
 from zprl_sb3.normalizer import Normalizer
+from zprl_sb3.vision import ImageEncoder
 
 Observation = Mapping[str, th.Tensor]
-"""One tensor per key: (B, D), or (B, n, D) with a history of n frames."""
+"""One tensor per key: vectors (B, D), images (B, H, W, 3) in uint8; (B, n, ...) with a history of n frames."""
+
+IMAGE_SETTINGS = ("crop", "resnet_widths", "image_dim")
 
 
 class PolicyInterface(Protocol):
     """What an environment must know of a policy to be chunked for it; it can travel without the weights."""
 
     @property
-    def observation_dims(self) -> Mapping[str, int]:
-        """Size D of each observation key."""
+    def observation_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each observation key in one frame: (D,) for a vector, (H, W, 3) for an image."""
         ...
 
     @property
@@ -72,8 +75,13 @@ class SteerablePolicy(PolicyInterface, Protocol):
         """Where the weights are."""
         ...
 
-    def embed(self, obs: Observation) -> th.Tensor:
-        """Return the context c (B, C)."""
+    def embed(self, obs: Observation, where: th.Tensor | None = None) -> th.Tensor:
+        """Return the context c (B, C).
+
+        :param obs: Observations
+        :param where: Where to crop the images, as in :func:`zprl_sb3.vision.crop`; (B, K, 2) for K images in the order
+            of their keys. None: the centre. Given only where a random crop is asked for
+        """
         ...
 
     def act(
@@ -97,19 +105,23 @@ def missing_members(policy: object) -> list[str]:
 class FlowPolicyConfig:
     """Architecture of :class:`FlowPolicy`.
 
-    :param observation_dims: Size of each observation key
+    :param observation_shapes: Shape of each observation key: (D,) for a vector, (H, W, 3) for a camera's image
     :param action_dim: A
     :param obs_steps: Frames of history in one observation (paper: 1 in simulation)
     :param horizon: T, predicted actions; a multiple of ``2 ** (len(unet_widths) - 1)``
     :param chunk: h, executed actions unless chosen otherwise at load time
     :param unet_widths: Channels of the U-Net (paper: 128-256-512; smaller ones serve state tasks)
     :param time_dim: Size of the time embedding
-    :param encoder_sizes: Layers of an MLP on the normalised observation; empty: the context is that observation itself
+    :param encoder_sizes: Layers of an MLP on the normalised vectors; empty: they are in the context as they are
     :param sampling_steps: Steps of the sampler; 2 gives the paper's 1 -> 0.01 -> 0
-    :raises ValueError: If the horizon does not fit the U-Net or the chunk does not fit the horizon
+    :param crop: Height and width that images are cropped to; empty: the whole image
+    :param resnet_widths: Channels of each camera's ResNet (paper: ResNet-18)
+    :param image_dim: Size of a camera's part of the context
+    :raises ValueError: If the horizon does not fit the U-Net, the chunk does not fit the horizon, a shape is neither
+        that of a vector nor that of an image, or the crop is larger than an image
     """
 
-    observation_dims: dict[str, int]
+    observation_shapes: dict[str, tuple[int, ...]]
     action_dim: int
     obs_steps: int = 1
     horizon: int = 16
@@ -118,6 +130,9 @@ class FlowPolicyConfig:
     time_dim: int = 128
     encoder_sizes: tuple[int, ...] = field(default=())
     sampling_steps: int = 2
+    crop: tuple[int, ...] = field(default=())
+    resnet_widths: tuple[int, ...] = (64, 128, 256, 512)
+    image_dim: int = 256
 
     def __post_init__(self) -> None:
         multiple = 2 ** (len(self.unet_widths) - 1)
@@ -126,6 +141,18 @@ class FlowPolicyConfig:
                 f"horizon {self.horizon} must be a multiple of {multiple} for a U-Net of {len(self.unet_widths)} levels"
             )
         check_chunk(self.chunk, self.horizon)
+        for key, shape in self.observation_shapes.items():
+            if len(shape) != 1 and (len(shape) != 3 or shape[2] != 3):
+                raise ValueError(f"observation {key!r} is neither a vector nor an image (H, W, 3) but of shape {shape}")
+        for key in image_keys(self.observation_shapes):
+            height, width, _ = self.observation_shapes[key]
+            if self.crop and not (len(self.crop) == 2 and 1 <= self.crop[0] <= height and 1 <= self.crop[1] <= width):
+                raise ValueError(f"crop must be [height, width] within {key!r}, {height} by {width}, not {self.crop}")
+
+
+def image_keys(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the keys of images, sorted."""
+    return sorted(key for key, shape in shapes.items() if len(shape) == 3)
 
 
 def check_chunk(chunk: int, horizon: int) -> None:
@@ -146,16 +173,21 @@ class FlowPolicy(nn.Module):
     def __init__(self, config: FlowPolicyConfig, bottleneck: Bottleneck | None = None) -> None:
         super().__init__()
         self.config = config
-        self.observation_dims = dict(config.observation_dims)
-        self.keys = sorted(config.observation_dims)
+        self.observation_shapes = dict(config.observation_shapes)
+        self.image_keys = image_keys(config.observation_shapes)
+        self.vector_keys = sorted(set(config.observation_shapes) - set(self.image_keys))
         self.action_dim, self.horizon, self.chunk = config.action_dim, config.horizon, config.chunk
         self.obs_steps = config.obs_steps
-        frame_dim = sum(config.observation_dims.values())
-        self.obs_normalizer = Normalizer(frame_dim)
+        vector_dim = sum(config.observation_shapes[key][0] for key in self.vector_keys)
+        self.obs_normalizer = Normalizer(vector_dim)
         self.action_normalizer = Normalizer(config.action_dim)
-        sizes = [frame_dim, *config.encoder_sizes]
+        sizes = [vector_dim, *config.encoder_sizes]
         self.encoder: nn.Module = mlp(sizes) if config.encoder_sizes else nn.Identity()
-        self.context_dim = sizes[-1] * config.obs_steps
+        self.image_encoders = nn.ModuleList(
+            ImageEncoder(config.observation_shapes[key], config.crop, config.resnet_widths, config.image_dim)
+            for key in self.image_keys
+        )
+        self.context_dim = (len(self.image_keys) * config.image_dim + sizes[-1]) * config.obs_steps
         self.unet = ConditionalUnet1d(config.action_dim, self.context_dim, config.unet_widths, config.time_dim)
         self.bottleneck = bottleneck
         self.env_id: str | None = None
@@ -165,16 +197,29 @@ class FlowPolicy(nn.Module):
         """Where the weights are."""
         return self.obs_normalizer.center.device
 
-    def context(self, obs: Observation) -> th.Tensor:
-        """Return c (B, C) **with** gradients: the normalised, encoded frames, oldest first."""
-        frames = th.cat([obs[key].float() for key in self.keys], dim=-1)
-        context: th.Tensor = self.encoder(self.obs_normalizer(frames)).flatten(start_dim=1)
-        return context
+    def context(self, obs: Observation, where: th.Tensor | None = None) -> th.Tensor:
+        """Return c (B, C) **with** gradients: frame by frame, oldest first, the images' features, then the vectors.
+
+        :param obs: Observations
+        :param where: As in :meth:`embed`
+        """
+        parts = [
+            encoder(obs[key], None if where is None else where[:, camera])
+            for camera, (key, encoder) in enumerate(zip(self.image_keys, self.image_encoders, strict=True))
+        ]
+        if self.vector_keys:
+            vectors = th.cat([obs[key].float() for key in self.vector_keys], dim=-1)
+            parts.append(self.encoder(self.obs_normalizer(vectors)))
+        return th.cat(parts, dim=-1).flatten(start_dim=1)
 
     @th.no_grad()
-    def embed(self, obs: Observation) -> th.Tensor:
-        """Return c (B, C)."""
-        return self.context(obs)
+    def embed(self, obs: Observation, where: th.Tensor | None = None) -> th.Tensor:
+        """Return c (B, C).
+
+        :param obs: Observations
+        :param where: Where to crop the images, (B, K, 2); None: the centre
+        """
+        return self.context(obs, where)
 
     @th.no_grad()
     def act(
@@ -198,6 +243,10 @@ class FlowPolicy(nn.Module):
         """
         config = asdict(self.config)
         del config["chunk"]
+        if not self.image_keys:  # as before there were images, so that what was trained on such a policy still knows it
+            shapes = config.pop("observation_shapes")
+            config = {name: value for name, value in config.items() if name not in IMAGE_SETTINGS}
+            config["observation_dims"] = {key: size for key, (size,) in shapes.items()}
         # In JSON a tuple is a list, so a policy that was loaded again has the same hash.
         return fingerprint(self.state_dict(), json.dumps(config, sort_keys=True))
 

@@ -13,7 +13,7 @@ import yaml
 
 # Tables that take keys which the default entry lacks: whoever gets such a table knows which there are. In the tables
 # within them, values may be of any kind: an operator's parameter is a number or a range.
-OPEN = frozenset({"env_kwargs", "operators", "policy_kwargs", "replay_buffer_kwargs"})
+OPEN = frozenset({"env_kwargs", "train_env_kwargs", "operators", "policy_kwargs", "replay_buffer_kwargs"})
 
 # Settings of a run that say how long, where and how closely watched it is, not what it learns.
 NOT_IDENTITY = ("n_timesteps", "eval_freq", "save_freq", "subprocess")
@@ -28,11 +28,19 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_settings(name: str, env_id: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_settings(
+    name: str, env_id: str, overrides: Sequence[str] = (), observation: str | None = None
+) -> dict[str, Any]:
     """Return the settings of one environment: ``default``, then the environment's own entry, then the overrides.
+
+    An entry may name another entry to start from under ``default``, and changes for state observations, where smaller
+    networks and fewer steps will do, under ``state``.
+
+    An entry may start from another one than ``default``, which it then names: ``default: robosuite``.
 
     :param name: File in ``hyperparams/`` (``"zprl.yml"``) or the path of a file of the user's
     :param env_id: Gymnasium id, e.g. ``"zprl/Push-v0"``
+    :param observation: ``"state"`` takes the changes under ``state``
     :param overrides: ``"key=value"``, dots for nested keys, values in YAML (``"scale=0.3"``)
     :raises FileNotFoundError: If there is no such file
     :raises KeyError: If an environment's entry or an override names a setting that the default entry lacks, outside of
@@ -40,9 +48,14 @@ def load_settings(name: str, env_id: str, overrides: Sequence[str] = ()) -> dict
     :raises ValueError: If the file is no such table, or a value is of another kind than the default
     """
     tables = _read(name)
-    default: dict[str, Any] = tables["default"]
+    entry = dict(_table(tables.get(env_id) or {}, f"{name}: {env_id!r}"))
+    base, state = entry.pop("default", "default"), entry.pop("state", {})
+    default = tables.get(base)
+    if not isinstance(default, dict):
+        raise ValueError(f"{name}, {env_id}: there is no entry {base!r} to start from")
     settings = copy.deepcopy(default)
-    _merge(settings, _table(tables.get(env_id) or {}, f"{name}: {env_id!r}"), default, where=f"{name}, {env_id}")
+    for changes in (entry, state if observation == "state" else {}):
+        _merge(settings, changes, default, where=f"{name}, {env_id}")
     for override in overrides:
         _merge(settings, parse_override(override), default, where=f"override {override!r}")
     return settings

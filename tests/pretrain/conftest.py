@@ -54,10 +54,12 @@ def config() -> Callable[..., TrainingConfig]:
 def untrained() -> Callable[..., FlowPolicy]:
     """Make a policy with random weights, the same every time."""
 
-    def make(observation_dims: dict[str, int] | None = None, action_dim: int = 2, latent_dim: int = 2) -> FlowPolicy:
+    def make(
+        shapes: dict[str, tuple[int, ...]] | None = None, action_dim: int = 2, latent_dim: int = 2, **config: Any
+    ) -> FlowPolicy:
         th.manual_seed(0)
-        dims = observation_dims or {"state": 2}
-        policy = FlowPolicy(FlowPolicyConfig(dims, action_dim, horizon=4, chunk=2, unet_widths=(8, 16), time_dim=8))
+        settings: dict[str, Any] = {"horizon": 4, "chunk": 2, "unet_widths": (8, 16), "time_dim": 8} | config
+        policy = FlowPolicy(FlowPolicyConfig(shapes or {"state": (2,)}, action_dim, **settings))
         policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim, hidden=16))
         return policy
 

@@ -20,6 +20,7 @@ from programs import pretrain_command
 from zprl_sb3.checkpoint import load_policy, read_config, save_policy
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.demonstrations import load_demonstrations
+from zprl_sb3.pretrain.losses import Draws
 from zprl_sb3.pretrain.trainer import STATE, Trainer
 from zprl_sb3.scripts.pretrain import compose, pretrain
 
@@ -32,10 +33,10 @@ def stop_before(run: Trainer, step: int) -> None:
     """Run until the batch of this update has been drawn, and let the process end there."""
     update = run._update
 
-    def update_or_stop(index: th.Tensor) -> dict[str, th.Tensor]:
+    def update_or_stop(draws: Draws) -> dict[str, th.Tensor]:
         if run.step == step:
             raise Interrupted
-        return update(index)
+        return update(draws)
 
     run._update = update_or_stop  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
@@ -62,10 +63,10 @@ def test_an_interruption_keeps_the_step_it_fell_into(
     run = trainer(tmp_path)
     update = run._update
 
-    def update_and_press(index: th.Tensor) -> Any:
+    def update_and_press(draws: Draws) -> Any:
         if run.step == 12:
             os.kill(os.getpid(), number)
-        return update(index)
+        return update(draws)
 
     run._update = update_and_press
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -79,8 +80,8 @@ def test_a_second_ctrl_c_leaves_the_last_saved_state(whole: FlowPolicy, tmp_path
     run = trainer(tmp_path)
     update = run._update
 
-    def update_and_press(index: th.Tensor) -> Any:
-        losses = update(index)
+    def update_and_press(draws: Draws) -> Any:
+        losses = update(draws)
         if run.step == 13:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)

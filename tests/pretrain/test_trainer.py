@@ -13,7 +13,8 @@ import torch as th
 from helpers import same
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.demonstrations import load_demonstrations
-from zprl_sb3.pretrain.trainer import STATE, Trainer, offline_losses
+from zprl_sb3.pretrain.losses import OfflineLosses, draw
+from zprl_sb3.pretrain.trainer import STATE, Trainer
 from zprl_sb3.pretrain.windows import cut_windows
 
 
@@ -22,18 +23,19 @@ def test_the_losses_go_down_on_real_demonstrations(
 ) -> None:
     demos = load_demonstrations(push_demos)
     train, held_out = (cut_windows(demos, episodes, 1, 4) for episodes in ([0, 1, 2], [3]))
-    policy = untrained({"object": 17, "proprio": 9}, 4)
+    policy = untrained({"object": (17,), "proprio": (9,)}, 4)
     settings = config(steps=120, batch_size=32, learning_rate=3e-3, save_every=1000)
     run = Trainer(policy, train, held_out, settings, tmp_path)
 
-    def losses(index: th.Tensor) -> dict[str, float]:
+    def losses() -> dict[str, float]:
         th.manual_seed(0)
-        return {key: x.item() for key, x in offline_losses(run.policy, *train.batch(index), run.config).items()}
+        draws = draw(run.policy, len(train), 300, train.device)
+        found = OfflineLosses(run.policy, settings.beta, settings.reconstruction)(*train.batch(draws.windows), draws)
+        return {key: value.item() for key, value in found.items()}
 
-    everything = th.arange(len(train))
-    before, validation_before = losses(everything), run.validate()
+    before, validation_before = losses(), run.validate()
     averaged = run.run()
-    after, validation_after = losses(everything), run.validate()
+    after, validation_after = losses(), run.validate()
     assert after["imitation"] < 0.7 * before["imitation"]
     assert after["flow"] < 0.7 * before["flow"]
     assert after["total"] < 0.7 * before["total"]

@@ -28,39 +28,44 @@ def actions(env, operator, seed=0, steps=30):
 
 def test_the_mixture_has_three_classes_in_equal_parts():
     rng = np.random.default_rng(0)
-    qualities = [sample_operator(MIXTURE, rng).quality for _ in range(600)]
+    qualities = [sample_operator(MIXTURE, rng, Operator).quality for _ in range(600)]
     for quality in ("better", "okay", "worse"):
         assert 150 < qualities.count(quality) < 250
 
 
 def test_parameters_are_drawn_from_their_ranges():
     entry = {**MIXTURE["better"], "noise": [0.1, 0.2], "gain": 0.5, "share": 3}
-    operator = sample_operator({"better": entry}, np.random.default_rng(0))
+    operator = sample_operator({"better": entry}, np.random.default_rng(0), Operator)
     assert 0.1 <= operator.noise <= 0.2
     assert operator.gain == 0.5
 
 
 def test_the_same_seed_draws_the_same_operator():
-    one, two = (sample_operator(MIXTURE, np.random.default_rng(4)) for _ in range(2))
+    one, two = (sample_operator(MIXTURE, np.random.default_rng(4), Operator) for _ in range(2))
     assert one == two
 
 
 @pytest.mark.parametrize("value", ["much", [1, 2, 3], [0.3, 0.1], None, float("nan")])
 def test_a_wrong_range_is_named(value):
     with pytest.raises(ValueError, match="'better' needs 'noise'"):
-        sample_operator({"better": {**MIXTURE["better"], "noise": value}}, np.random.default_rng(0))
+        sample_operator({"better": {**MIXTURE["better"], "noise": value}}, np.random.default_rng(0), Operator)
 
 
 def test_a_missing_parameter_is_named():
     entry = {key: value for key, value in MIXTURE["better"].items() if key != "gain"}
     with pytest.raises(ValueError, match="'better' needs 'gain'"):
-        sample_operator({"better": entry}, np.random.default_rng(0))
+        sample_operator({"better": entry}, np.random.default_rng(0), Operator)
+
+
+def test_an_unknown_parameter_is_named():
+    with pytest.raises(ValueError, match=r"'better' has no 'speed'; it has share, noise"):
+        sample_operator({"better": {**MIXTURE["better"], "speed": 1}}, np.random.default_rng(0), Operator)
 
 
 @pytest.mark.parametrize("share", [0, -1])
 def test_some_share_must_be_positive(share):
     with pytest.raises(ValueError, match="shares"):
-        sample_operator({"better": {**MIXTURE["better"], "share": share}}, np.random.default_rng(0))
+        sample_operator({"better": {**MIXTURE["better"], "share": share}}, np.random.default_rng(0), Operator)
 
 
 def test_actions_are_valid_and_depend_on_the_seed_only(env):

@@ -173,7 +173,7 @@ def test_the_time_limit_truncates(arguments, limit):
     ("arguments", "message"),
     [
         ({"task": "push"}, "no task 'push'"),
-        ({"task": "push-v3", "observation": "image"}, "not available"),
+        ({"task": "push-v3", "observation": "sound"}, "not available"),
         ({"task": "push-v3", "render_mode": "human"}, "render_mode"),
     ],
 )

@@ -246,7 +246,7 @@ def test_an_unstable_episode_is_tried_again_and_reported(tmp_path, monkeypatch):
         ("operators=none", "operators"),
         ("operators.okay=none", "operators"),
         ("operators.okay.noise=[1,0]", "'okay' needs 'noise'"),
-        ("observation=image", "not available"),
+        ("observation=sound", "not available"),
         ("speed=3", "unknown setting 'speed'"),
         ("speed", "key=value"),
     ],

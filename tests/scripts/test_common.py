@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch as th
 
+from helpers import POINT, tiny_policy
+from zprl_sb3.checkpoint import save_policy
 from zprl_sb3.scripts.common import at_least, device_of, make_arguments, read_yaml, record_run, refuse_other_run
 
 RUN = {"seed": 1, "settings": {"scale": 0.5, "algorithm": {"tau": 0.1}}, "device": "cpu"}
@@ -87,3 +89,11 @@ def test_whole_numbers_from_a_minimum_on() -> None:
 def test_the_environment_has_the_arguments_of_the_demonstrations_then_those_of_the_settings(toy_policy: Path) -> None:
     assert make_arguments(toy_policy, {}) == {"reach": 0.3}
     assert make_arguments(toy_policy, {"by_key": True, "reach": 1}) == {"by_key": True, "reach": 1}
+
+
+def test_what_the_policy_sees_may_not_change(tmp_path: Path) -> None:
+    recorded = {"observation": "image", "render_quality": "fast", "reach": 0.3}
+    policy = save_policy(tiny_policy(env_id=POINT), tmp_path / "policy", env_kwargs=recorded)
+    assert make_arguments(policy, {"render_quality": "fast", "reach": 1}) == recorded | {"reach": 1}
+    with pytest.raises(ValueError, match=r"with render_quality='fast' and .* with 'full'"):
+        make_arguments(policy, {"render_quality": "full"})

@@ -40,7 +40,7 @@ def test_the_checkpoint_says_where_it_comes_from(base: Path, push_demos: Path) -
     assert config["env_kwargs"] == {"max_episode_steps": 60, "observation": "state"}
     assert config["dataset_sha256"] == sha256(push_demos)
     assert config["training"]["steps"] == 60
-    assert config["policy"]["observation_dims"] == {"object": 17, "proprio": 9}
+    assert config["policy"]["observation_shapes"] == {"object": [17], "proprio": [9]}
     policy = load_policy(base / "policy")
     assert policy.bottleneck is not None
     assert (policy.action_dim, policy.bottleneck.latent_dim) == (4, 16)
@@ -154,7 +154,7 @@ def one_demo(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (pictures, "observation 'image' is not a vector but of shape (8, 8, 3)"),
+        (pictures, "holds images (image), this model has no networks for them: choose another one (model=paper, or"),
         (one_demo, "1 demonstrations are too few to hold out 1"),
     ],
 )

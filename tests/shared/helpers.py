@@ -24,7 +24,9 @@ from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 
 POINT_ID = "test/PointReach-v0"
 POINT_DICT_ID = "test/PointReachDict-v0"
+POINT_IMAGES_ID = "test/PointReachImages-v0"
 POINT, POINT_DICT = f"{__name__}:{POINT_ID}", f"{__name__}:{POINT_DICT_ID}"
+POINT_IMAGES = f"{__name__}:{POINT_IMAGES_ID}"
 PUSH = "zprl/Push-v0"
 TIME_LIMIT = 12
 REACH = 0.25
@@ -63,9 +65,40 @@ class PointReach(gym.Env[Any, NDArray[np.float32]]):
         return {"goal": goal, "point": point} if self.by_key else np.concatenate([point, goal])
 
 
-for _id, _by_key in ((POINT_ID, False), (POINT_DICT_ID, True)):
+class PointReachImages(PointReach):
+    """The same task seen by two cameras: one shows point and goal, the other the goal from the point."""
+
+    def __init__(self, reach: float = REACH) -> None:
+        super().__init__(by_key=True, reach=reach)
+        point = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        image = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+        self.observation_space = spaces.Dict({"point": point, "top_image": image, "hand_image": image})
+
+    def _observe(self) -> Any:
+        top = np.maximum(drawn(self.point, 0), drawn(self.goal, 1))
+        return {
+            "point": self.point.astype(np.float32),
+            "top_image": top,
+            "hand_image": drawn(self.goal - self.point, 2),
+        }
+
+
+def drawn(place: NDArray[np.float64], color: int) -> NDArray[np.uint8]:
+    """Return an image of 16 by 16 pixels with a blot where a place in [-2, 2]^2 is."""
+    axis = np.linspace(-2, 2, 16)
+    distance = np.hypot(axis[:, None] - place[1], axis[None] - place[0])
+    image = np.full((16, 16, 3), 30, np.uint8)
+    image[..., color] = 30 + 200 * np.exp(-(distance**2) / 0.2)
+    return image
+
+
+for _id, _entry, _kwargs in (
+    (POINT_ID, "PointReach", {"by_key": False}),
+    (POINT_DICT_ID, "PointReach", {"by_key": True}),
+    (POINT_IMAGES_ID, "PointReachImages", {}),
+):
     if _id not in gym.registry:
-        gym.register(_id, f"{__name__}:PointReach", max_episode_steps=TIME_LIMIT, kwargs={"by_key": _by_key})
+        gym.register(_id, f"{__name__}:{_entry}", max_episode_steps=TIME_LIMIT, kwargs=_kwargs)
 
 
 def tiny_policy(
@@ -80,7 +113,7 @@ def tiny_policy(
     :param config: Changes of the :class:`FlowPolicyConfig`
     """
     settings: dict[str, Any] = {
-        "observation_dims": {"goal": 2, "point": 2} if by_key else {"state": 4},
+        "observation_shapes": {"goal": (2,), "point": (2,)} if by_key else {"state": (4,)},
         "action_dim": 2,
         "horizon": 4,
         "chunk": 2,
@@ -96,9 +129,30 @@ def tiny_policy(
     return policy.freeze()
 
 
+def image_policy(**config: Any) -> FlowPolicy:
+    """Return a frozen policy with random weights for the toy task as :class:`PointReachImages` shows it."""
+    settings: dict[str, Any] = {
+        "observation_shapes": {"point": (2,), "top_image": (16, 16, 3), "hand_image": (16, 16, 3)},
+        "crop": (12, 12),
+        "resnet_widths": (8, 16),
+        "image_dim": 6,
+    }
+    return tiny_policy(**(settings | config))
+
+
+def random_observations(policy: FlowPolicy, count: int) -> dict[str, th.Tensor]:
+    """Return observations as they come from demonstrations, (B, n, ...) for each key."""
+    return {
+        key: th.randint(0, 256, (count, policy.obs_steps, *shape), dtype=th.uint8)
+        if len(shape) == 3
+        else th.randn(count, policy.obs_steps, *shape)
+        for key, shape in policy.observation_shapes.items()
+    }
+
+
 def push_policy(**config: Any) -> FlowPolicy:
     """Return a frozen policy with random weights that fits the simulator's tasks (``zprl/Push-v0``)."""
-    return tiny_policy(observation_dims={"object": 17, "proprio": 9}, action_dim=4, env_id=PUSH, **config)
+    return tiny_policy(observation_shapes={"object": (17,), "proprio": (9,)}, action_dim=4, env_id=PUSH, **config)
 
 
 def steered_points(

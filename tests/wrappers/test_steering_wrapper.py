@@ -100,8 +100,8 @@ def second(delta: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
     ("policy", "words"),
     [
         (tiny_policy(env_id="zprl/Push-v0"), "trained for zprl/Push-v0, the environment is test/PointReach-v0"),
-        (tiny_policy(observation_dims={"joints": 4}), r"needs observation 'joints' of shape \(4,\).*'state': \(4,\)"),
-        (tiny_policy(observation_dims={"state": 5}), r"needs observation 'state' of shape \(5,\).*'state': \(4,\)"),
+        (tiny_policy(observation_shapes={"joints": (4,)}), r"needs .* 'joints' of shape \(4,\).*'state': \(4,\)"),
+        (tiny_policy(observation_shapes={"state": (5,)}), r"needs .* 'state' of shape \(5,\).*'state': \(4,\)"),
         (tiny_policy(action_dim=3), r"actions of size 3, the environment Box\(-1.0, 1.0, \(2,\)"),
     ],
 )
@@ -157,6 +157,7 @@ def test_its_arguments_are_recorded(tmp_path: Path) -> None:
     path = str(save_policy(tiny_policy(), tmp_path / "policy"))
     env = LatentSteeringWrapper(point(), path, 0.3, gamma=0.9, sample_latent=True, noise="zero")
     arguments = {"policy": path, "scale": 0.3, "gamma": 0.9, "sample_latent": True, "noise": "zero"}
+    arguments["random_crop"] = False
     assert env._saved_kwargs == arguments
     assert env.spec is not None
     assert env.spec.additional_wrappers[-1].kwargs == arguments

@@ -26,7 +26,7 @@ from zprl_sb3.wrappers import (
 class Straight:
     """A policy of someone else's: it goes straight to the goal, whatever the noise."""
 
-    observation_dims, context_dim, action_dim = {"state": 4}, 4, 2
+    observation_shapes, context_dim, action_dim = {"state": (4,)}, 4, 2
     obs_steps, horizon, chunk = 1, 3, 2
     env_id = bottleneck = None
     device = th.device("cpu")
@@ -52,7 +52,7 @@ def test_a_policy_of_someone_elses_is_steered() -> None:
 
 def test_an_object_that_is_no_policy_is_refused_with_all_that_it_lacks() -> None:
     lacking = "obs_steps, chunk, env_id, horizon, context_dim, bottleneck, device, embed, act, fingerprint"
-    with pytest.raises(TypeError, match=f"lacks observation_dims, action_dim, {lacking}"):
+    with pytest.raises(TypeError, match=f"lacks observation_shapes, action_dim, {lacking}"):
         LatentSteeringWrapper(gym.make(POINT), object(), 0.5)  # type: ignore[arg-type]
 
 

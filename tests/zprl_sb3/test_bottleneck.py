@@ -8,40 +8,30 @@ from torch import nn
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
-from helpers import tiny_policy
+from helpers import image_policy, random_observations, tiny_policy
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig, bottleneck_loss, kl_divergence
 from zprl_sb3.flow import flow_loss, without_gradients
 from zprl_sb3.policy import FlowPolicy
-from zprl_sb3.pretrain.trainer import TrainingConfig, offline_losses
-
-CONFIG = TrainingConfig(
-    steps=10,
-    batch_size=8,
-    learning_rate=1e-3,
-    warmup_steps=1,
-    betas=(0.95, 0.999),
-    weight_decay=1e-6,
-    ema_power=0.8,
-    ema_max=0.9999,
-    beta=0.3,
-    reconstruction=0.2,
-    validate_every=10,
-    save_every=10,
-    seed=0,
-)
+from zprl_sb3.pretrain.losses import Draws, OfflineLosses, draw
 
 
-def trainable_policy() -> FlowPolicy:
-    """Return a policy with an MLP encoder, so that there is an encoder that gradients could reach."""
+def trainable_policy(images: bool = False) -> FlowPolicy:
+    """Return a policy with an MLP encoder or one of images, so that there is an encoder that gradients could reach."""
+    if images:
+        return image_policy().requires_grad_(True)
     return tiny_policy(encoder_sizes=(16, 8)).requires_grad_(True)
+
+
+def draws_of(policy: FlowPolicy, seed: int) -> Draws:
+    th.manual_seed(seed)
+    return draw(policy, 8, 8, policy.device)
 
 
 def losses_of(policy: FlowPolicy) -> dict[str, th.Tensor]:
     """Return the offline losses on a fixed batch with fixed noise."""
-    th.manual_seed(1)
-    obs, actions = {"state": th.randn(8, 1, 4)}, th.randn(8, 4, 2)
-    th.manual_seed(2)
-    return offline_losses(policy, obs, actions, CONFIG)
+    draws = draws_of(policy, 2)
+    obs, actions = random_observations(policy, 8), th.randn(8, 4, 2)
+    return OfflineLosses(policy, beta=0.3, reconstruction=0.2)(obs, actions, draws)
 
 
 def gradients(loss: th.Tensor, policy: FlowPolicy) -> dict[str, th.Tensor | None]:
@@ -51,7 +41,7 @@ def gradients(loss: th.Tensor, policy: FlowPolicy) -> dict[str, th.Tensor | None
 
 
 def is_policy(name: str) -> bool:
-    return name.startswith(("encoder.", "unet."))
+    return name.startswith(("encoder.", "image_encoders.", "unet."))
 
 
 def test_the_kl_is_the_mean_of_that_of_torch() -> None:
@@ -133,10 +123,11 @@ def test_the_loss_adds_up_its_weighted_parts_on_one_sampled_latent() -> None:
     th.testing.assert_close(losses["total"], losses["flow"] + 0.3 * losses["kl"] + 0.2 * losses["reconstruction"])
 
 
-def test_the_bottleneck_gives_no_gradient_to_encoder_and_unet() -> None:
-    policy = trainable_policy()
+@pytest.mark.parametrize("images", [False, True])
+def test_the_bottleneck_gives_no_gradient_to_encoder_and_unet(images: bool) -> None:
+    policy = trainable_policy(images)
     assert policy.bottleneck is not None
-    context = policy.context({"state": th.randn(8, 1, 4)})
+    context = policy.context(random_observations(policy, 8))
     assert context.requires_grad, "the encoder would learn from what depends on the context"
     batch = th.randn(8, 4, 2), th.randn(8, 4, 2), th.rand(8)
     loss = bottleneck_loss(policy.bottleneck, without_gradients(policy.unet), context, *batch, 0.3, 0.2)["total"]
@@ -149,12 +140,13 @@ def test_the_bottleneck_gives_no_gradient_to_encoder_and_unet() -> None:
             assert gradient.abs().sum() > 0, f"{name} does not learn"
 
 
-def test_the_bottleneck_leaves_the_imitation_gradients_bit_for_bit() -> None:
-    policy = trainable_policy()
+@pytest.mark.parametrize("images", [False, True])
+def test_the_bottleneck_leaves_the_imitation_gradients_bit_for_bit(images: bool) -> None:
+    policy = trainable_policy(images)
     alone = gradients(losses_of(policy)["imitation"], policy)
     beside = gradients(losses_of(policy)["total"], policy)
     compared = [name for name in alone if is_policy(name)]
-    assert any(name.startswith("encoder.") for name in compared)
+    assert any(name.startswith("image_encoders." if images else "encoder.") for name in compared)
     for name in compared:
         before, after = alone[name], beside[name]
         assert before is not None
@@ -178,8 +170,6 @@ def test_imitation_and_bottleneck_share_noise_and_times() -> None:
         th.full_like(context, -400.0),
     )
     policy.bottleneck.decode = lambda latent: latent  # type: ignore[method-assign]
-    th.manual_seed(1)
-    context = {"state": th.randn(8, 1, 4)}
-    config = TrainingConfig(**{**CONFIG.__dict__, "beta": 0.0})
-    losses = offline_losses(policy, context, th.randn(8, 4, 2), config)
+    draws = draws_of(policy, 1)._replace(latent=th.zeros(8, policy.context_dim))
+    losses = OfflineLosses(policy, 0.0, 0.2)({"state": th.randn(8, 1, 4)}, th.randn(8, 4, 2), draws)
     th.testing.assert_close(losses["flow"], losses["imitation"])

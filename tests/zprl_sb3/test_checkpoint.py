@@ -13,7 +13,7 @@ import torch as th
 from helpers import POINT_ID, tiny_policy
 from zprl_sb3.checkpoint import CONFIG, FORMAT_VERSION, WEIGHTS, CheckpointError, load_policy, read_config, save_policy
 from zprl_sb3.files import sha256
-from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.policy import IMAGE_SETTINGS, FlowPolicy
 
 
 def fitted_policy(**config: Any) -> FlowPolicy:
@@ -105,6 +105,18 @@ def test_a_kill_between_the_two_renames_of_a_replacement_costs_nothing(checkpoin
     with pytest.raises(CheckpointError, match="truncated or changed") as caught:
         load_policy(checkpoint)
     assert str(checkpoint / WEIGHTS) in str(caught.value)
+
+
+def test_a_checkpoint_of_the_first_format_is_read(checkpoint: Path) -> None:
+    """It had sizes instead of shapes, and knew no images."""
+    policy = read_config(checkpoint)["policy"]
+    shapes = policy.pop("observation_shapes")
+    policy["observation_dims"] = {key: size for key, (size,) in shapes.items()}
+    for name in IMAGE_SETTINGS:
+        del policy[name]
+    fingerprint = load_policy(checkpoint).fingerprint()
+    edit(checkpoint, policy=policy, format_version=1)
+    assert load_policy(checkpoint).fingerprint() == fingerprint
 
 
 def test_the_chunk_is_chosen_while_loading(checkpoint: Path) -> None:

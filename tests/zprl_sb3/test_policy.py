@@ -8,7 +8,7 @@ import pytest
 import torch as th
 
 from helpers import tiny_policy
-from zprl_sb3.policy import FlowPolicy, check_chunk, missing_members
+from zprl_sb3.policy import IMAGE_SETTINGS, FlowPolicy, check_chunk, missing_members
 
 CONTEXT = th.tensor([[0.1, -0.2, 0.3, -0.4], [1.0, 0.5, -0.5, -1.0]])
 
@@ -53,7 +53,7 @@ def test_a_policy_with_known_weights_acts_as_it_always_did() -> None:
 
 
 def test_without_an_encoder_the_context_is_the_normalised_observation() -> None:
-    policy = tiny_policy(observation_dims={"point": 2, "goal": 2})
+    policy = tiny_policy(observation_shapes={"point": (2,), "goal": (2,)})
     policy.obs_normalizer.fit(th.tensor([[0.0, 0.0, -1.0, -1.0], [4.0, 2.0, 1.0, 1.0]]))
     obs = {"point": th.tensor([[0.5, -1.0]]), "goal": th.tensor([[1.0, 2.0]])}
     # The keys come in alphabetical order, whatever their order in the configuration and in the observation.
@@ -135,7 +135,7 @@ def test_the_fingerprint_changes_with_every_tensor() -> None:
 def test_the_fingerprint_changes_with_every_setting_of_the_architecture() -> None:
     policy = tiny_policy()
     changes: dict[str, Any] = {
-        "observation_dims": {"other": 4},
+        "observation_shapes": {"other": (4,)},
         "action_dim": 3,
         "obs_steps": 2,
         "horizon": 8,
@@ -144,7 +144,7 @@ def test_the_fingerprint_changes_with_every_setting_of_the_architecture() -> Non
         "encoder_sizes": (4,),
         "sampling_steps": 5,
     }
-    assert {*changes, "chunk"} == set(vars(policy.config))
+    assert {*changes, "chunk", *IMAGE_SETTINGS} == set(vars(policy.config))
     seen = {policy.fingerprint()}
     for name, value in changes.items():
         other = copy.deepcopy(policy)  # with the same weights
@@ -159,11 +159,11 @@ def test_the_fingerprint_does_not_tell_lists_from_tuples() -> None:
 
 
 def test_the_fingerprint_knows_neither_the_chunk_nor_the_order_of_the_keys() -> None:
-    first = tiny_policy(observation_dims={"point": 2, "goal": 2}, chunk=2)
-    second = tiny_policy(observation_dims={"goal": 2, "point": 2}, chunk=4)
+    first = tiny_policy(observation_shapes={"point": (2,), "goal": (2,)}, chunk=2)
+    second = tiny_policy(observation_shapes={"goal": (2,), "point": (2,)}, chunk=4)
     assert first.fingerprint() == second.fingerprint()
     # The same weights on other keys are another policy.
-    assert first.fingerprint() != tiny_policy(observation_dims={"goal": 2, "zenith": 2}).fingerprint()
+    assert first.fingerprint() != tiny_policy(observation_shapes={"goal": (2,), "zenith": (2,)}).fingerprint()
 
 
 def test_a_policy_lacks_what_the_protocol_names_and_it_does_not_have() -> None:
@@ -174,7 +174,7 @@ def test_a_policy_lacks_what_the_protocol_names_and_it_does_not_have() -> None:
         def embed(self, obs: Any) -> Any:
             return obs
 
-    everything = {"observation_dims", "action_dim", "obs_steps", "chunk", "env_id", "horizon", "context_dim"} | {
+    everything = {"observation_shapes", "action_dim", "obs_steps", "chunk", "env_id", "horizon", "context_dim"} | {
         "bottleneck", "device", "embed", "act", "fingerprint"
     }  # fmt: skip
     assert set(missing_members(object())) == everything

@@ -204,8 +204,58 @@ def test_an_entry_that_is_no_table_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["zprl.yml", "collect.yml", "quickstart.yml"])
 def test_every_entry_of_the_settings_in_the_package_fits_its_default(name: str, repository: Path) -> None:
     tables = yaml.safe_load((repository / "hyperparams" / name).read_text())
-    for env_id in tables:
+    starts = {entry.get("default") for entry in tables.values()}
+    for env_id in set(tables) - starts:
         assert set(load_settings(name, env_id)) == set(tables["default"])
+
+
+def test_an_entry_may_start_from_another_one_than_the_default(tmp_path: Path) -> None:
+    entry = "other: {scale: 2, operators: {slow: {speed: 1}}}\ntest/A-v0: {default: other, scale: 3}"
+    (tmp_path / "my.yml").write_text(f"{FILE}{entry.replace('test/A', 'test/C')}")
+    settings = load_settings(str(tmp_path / "my.yml"), "test/C-v0", ["operators.slow.speed=2"])
+    assert settings == {"scale": 3, "operators": {"slow": {"speed": 2}}}
+    (tmp_path / "my.yml").write_text(f"{FILE}\ntest/C-v0: {{default: otter}}")
+    with pytest.raises(ValueError, match="test/C-v0: there is no entry 'otter' to start from"):
+        load_settings(str(tmp_path / "my.yml"), "test/C-v0")
+
+
+def test_changes_for_state_observations_come_on_demand(tmp_path: Path) -> None:
+    entry = "test/C-v0: {scale: 3, state: {scale: 4}}"
+    (tmp_path / "my.yml").write_text(f"default: {{scale: 1, chunk: 2}}\n{entry}")
+    found = {kind: load_settings(str(tmp_path / "my.yml"), "test/C-v0", (), kind) for kind in ("state", "image", None)}
+    assert {kind: settings["scale"] for kind, settings in found.items()} == {"state": 4, "image": 3, None: 3}
+    changed = load_settings(str(tmp_path / "my.yml"), "test/C-v0", ["scale=5"], "state")
+    assert changed == {"scale": 5, "chunk": 2}
+    (tmp_path / "my.yml").write_text("default: {scale: 1}\ntest/C-v0: {state: {scalle: 4}}")
+    with pytest.raises(KeyError, match="unknown setting 'scalle'"):
+        load_settings(str(tmp_path / "my.yml"), "test/C-v0", (), "state")
+
+
+PAPER = {  # Table VI: λ, warm-up chunks
+    "zprl/Can-v0": (0.25, 1000),
+    "zprl/Square-v0": (0.2, 2000),
+    "zprl/Transport-v0": (0.1, 4000),
+    "zprl/BoxClose-v0": (1.5, 10000),
+    "zprl/AdroitDoor-v0": (0.75, 4000),
+    "zprl/AdroitHammer-v0": (0.5, 4000),
+    "zprl/AdroitPen-v0": (0.4, 2000),
+    "zprl/PushWall-v0": (1.5, 10000),
+}
+
+
+@pytest.mark.parametrize("env_id", PAPER)
+def test_the_paper_s_tasks_have_the_paper_s_settings(env_id: str) -> None:
+    settings = load_settings("zprl.yml", env_id)
+    algorithm = settings["algorithm"]
+    assert (settings["scale"], algorithm["learning_starts"]) == PAPER[env_id]
+    assert settings["gamma"] == (0.997 if "Transport" in env_id else 0.99)
+    dense = "Adroit" in env_id
+    assert algorithm["bootstrap_timeouts"] is dense
+    assert algorithm["policy_kwargs"]["bounded_critic"] is not dense
+    small = load_settings("zprl.yml", env_id, (), "state")
+    assert small["algorithm"]["policy_kwargs"]["net_arch"] == [128, 128, 128]
+    assert small["n_timesteps"] < settings["n_timesteps"]
+    assert small["algorithm"]["bootstrap_timeouts"] is dense
 
 
 def test_reading_twice_gives_independent_settings(file: str) -> None:

@@ -1,0 +1,150 @@
+"""Reads policies that other projects have pickled, without running what their pickles ask for and without torch."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class UnsafePickleError(ValueError):
+    """A pickle asks for something that no policy needs; it has not been run."""
+
+
+class Stub:
+    """Stands for an object of any class: keeps what it was made from, and does nothing."""
+
+    origin = ""
+    """Name of the class or function that it stands for."""
+
+    def __new__(cls, *arguments: Any, **_: Any) -> Stub:
+        """Keep the arguments."""
+        stub = super().__new__(cls)
+        stub.arguments, stub.items, stub.state = arguments, {}, {}
+        return stub
+
+    arguments: tuple[Any, ...]
+    items: dict[Any, Any]
+    state: dict[str, Any]
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Take what ``__new__`` has kept."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the attributes, whether or not some are in slots."""
+        for part in state if isinstance(state, tuple) else (state,):
+            self.state.update(part if isinstance(part, dict) else {})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Keep an item, as an ordered dictionary does."""
+        self.items[key] = value
+
+    def append(self, value: Any) -> None:
+        """Keep an element, as a list does."""
+        self.items[len(self.items)] = value
+
+
+def read_foreign_pickle(path: str | Path) -> Any:
+    """Return what is in a pickle: NumPy arrays for arrays and tensors, a :class:`Stub` for every other object.
+
+    :param path: The file, written by Python 2 or 3
+    :raises UnsafePickleError: If it names anything but the classes of policies, torch and NumPy
+    :raises ValueError: If it is damaged or no pickle
+    """
+    return _read(io.BytesIO(Path(path).read_bytes()), str(path))
+
+
+def _read(file: io.BytesIO, name: str) -> Any:
+    try:
+        # Strings of Python 2 may be bytes, which NumPy takes back from this encoding only.
+        return _Unpickler(file, encoding="latin1").load()
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{name} is refused: {error}") from error
+    except Exception as error:  # A damaged pickle raises whatever its stray instructions do.
+        raise ValueError(f"{name} cannot be read as a pickle: {error!r}") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in KNOWN:
+            return KNOWN[module, name]
+        root = module.partition(".")[0]
+        if root in STAND_INS or (module, name) in INERT:
+            return type(name, (Stub,), {"origin": f"{module}.{name}"})
+        raise UnsafePickleError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8", "IntStorage": "<i4"}
+
+
+def _storage_of_bytes(content: bytes | str) -> Array:
+    """Return a storage of torch from the bytes of ``torch.save``: five pickles, its length, its values."""
+    file = io.BytesIO(content.encode("latin1") if isinstance(content, str) else content)
+    _, _, _, (_, kind, _, _, size, _), _ = (_Unpickler(file, encoding="latin1").load() for _ in range(5))
+    values = np.frombuffer(file.read()[8:], DTYPES[kind.__name__])
+    if len(values) != size:
+        raise ValueError(f"a tensor of {size} values has {len(values)}")
+    return values
+
+
+def _tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Array:
+    if isinstance(storage, Stub):  # Torch up to 0.4 wrote a list of values.
+        storage = np.array(storage.arguments[0], DTYPES[type(storage).__name__])
+    contiguous = tuple(math.prod(size[k + 1 :]) for k in range(len(size)))
+    if tuple(stride) != contiguous and math.prod(size) > 1:
+        raise ValueError(f"a tensor's strides are {stride}, not {contiguous}")
+    if min(offset, *size, 0) < 0 or offset + math.prod(size) > len(storage):
+        raise ValueError(f"a tensor of size {size} from {offset} on is not within its storage of {len(storage)}")
+    return np.asarray(storage[offset : offset + math.prod(size)].reshape(size))
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _bytes(text: str, encoding: str = "latin1") -> bytes:
+    """Return bytes from how Python 3 writes them in old pickles."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes are encoded as latin1, not {encoding}")
+    return text.encode("latin1")
+
+
+# NumPy's own, wherever this version keeps them.
+_rebuild_array: Any = np.zeros(1).__reduce__()[0]
+_rebuild_scalar: Any = np.float64(0).__reduce__()[0]
+
+KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    **{
+        (module, name): function
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name, function in {"_reconstruct": _rebuild_array, "scalar": _rebuild_scalar}.items()
+    },
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _bytes,
+    ("torch.storage", "_load_from_bytes"): _storage_of_bytes,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+}
+"""What is called. All else is stood in for by a :class:`Stub`, or refused."""
+
+STAND_INS = frozenset({"mjrl", "mj_envs", "gym", "torch", "collections"})
+"""Packages whose classes and functions a policy may mention."""
+
+INERT = frozenset(
+    {(module, name) for module in ("builtins", "__builtin__") for name in ("getattr", "object", "set", "slice")}
+    | {("copy_reg", "_reconstructor"), ("copyreg", "_reconstructor")}
+)
+"""Functions that public policies mention, e.g. to find ``torch.tanh``, and that are not called either."""

@@ -1,0 +1,285 @@
+import functools
+import logging
+import sys
+import types
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from PIL import Image
+
+from zprl_sb3.robot_envs import ROBOSUITE_TASKS, UnstableSimulationError, robosuite_id
+from zprl_sb3.robot_envs.robosuite import TASKS, RobosuiteEnv, import_robosuite
+from zprl_sb3.robot_envs.rotations import matrix_of_6d, quaternion_of, rotation_6d
+
+pytest.importorskip("robosuite")
+
+FRAMES = Path(__file__).parent / "frames"
+# Task, camera: of every image that Table VI of the paper lists, where this module's simulators have it.
+CAMERAS = [(robosuite_id(task), camera) for task in TASKS for camera in TASKS[task].cameras] + [
+    ("zprl/BoxClose-v0", "corner2"),
+    ("zprl/PushWall-v0", "corner2"),
+]
+
+
+@functools.cache
+def make(env_id, **kwargs):
+    """Environments take seconds to make: each test starts with a reset."""
+    return gym.make(env_id, **kwargs)
+
+
+def hold(env):
+    """The action that keeps every hand where it is, open."""
+    poses = [env.unwrapped.data.site(f"gripper{k}_right_grip_site") for k in range(len(env.unwrapped.task.homes))]
+    return np.concatenate(
+        [[*pose.xpos, *rotation_6d(pose.xmat.reshape(3, 3)), -1.0] for pose in poses], dtype=np.float32
+    )
+
+
+def rollout(env, seed, steps=8):
+    """All that an agent or a demonstration file sees of one episode under random movements."""
+    observation, _ = env.reset(seed=seed)
+    rng, start, seen = np.random.default_rng(seed), hold(env), []
+    for _ in range(steps):
+        seen.append(np.concatenate([*observation.values(), env.unwrapped.get_state()]))
+        action = start + np.tile([0.1] * 3 + [0.05] * 6 + [2.0], len(start) // 10) * rng.uniform(0, 1, len(start))
+        observation, *_ = env.step(action.astype(np.float32))
+    return np.stack(seen)
+
+
+def test_every_task_is_registered():
+    assert set(TASKS) == set(ROBOSUITE_TASKS)
+    assert {task: gym.spec(robosuite_id(task)).max_episode_steps for task in TASKS} == {
+        "lift": 200,
+        "can": 400,
+        "square": 400,
+        "transport": 700,
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "object_size", "arms"), [("lift", 10, 1), ("can", 14, 1), ("square", 14, 1), ("transport", 41, 2)]
+)
+def test_sizes_are_robomimics(task, object_size, arms):
+    env = make(robosuite_id(task))
+    observation, _ = env.reset(seed=0)
+    assert {key: value.shape for key, value in observation.items()} == {
+        "object": (object_size,),
+        "proprio": (9 * arms,),
+    }
+    assert env.action_space.shape == (10 * arms,)
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space (minimum|maximum) value is")
+@pytest.mark.filterwarnings("ignore:.*not set a.*render")
+@pytest.mark.filterwarnings("ignore:.*symmetric and normalized space")
+@pytest.mark.parametrize("observation", ["state", "image"])
+def test_gymnasiums_own_check(observation):
+    check_env(make("zprl/Lift-v0", observation=observation).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_seed_fixes_the_rollout_bit_by_bit(task):
+    env = make(robosuite_id(task))
+    first = rollout(env, seed=5)
+    assert (rollout(env, seed=6, steps=3) != first[:3]).any()
+    np.testing.assert_array_equal(rollout(env, seed=5), first)
+
+
+def test_another_environment_gives_the_same_rollout():
+    np.testing.assert_array_equal(rollout(gym.make("zprl/Lift-v0"), seed=5), rollout(make("zprl/Lift-v0"), seed=5))
+
+
+def test_seeds_give_distinct_layouts_and_resets_go_on_from_the_last_seed():
+    env = make("zprl/Can-v0")
+
+    def layouts():
+        return [env.reset(seed=3)[0]["object"]] + [env.reset()[0]["object"] for _ in range(3)]
+
+    first = layouts()
+    assert len({layout.tobytes() for layout in first}) == 4
+    np.testing.assert_array_equal(layouts(), first)
+    assert len({env.reset(seed=seed)[0]["object"].tobytes() for seed in range(20)}) == 20
+
+
+def test_the_global_generator_of_numpy_is_left_alone():
+    state = np.random.get_state()[1].copy()
+    make("zprl/Lift-v0").reset(seed=0)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+
+@pytest.mark.parametrize(("task", "name"), [("can", "Can"), ("square", "SquareNut")])
+def test_the_first_observation_is_complete_and_in_robomimics_order(task, name):
+    env = make(robosuite_id(task))
+    observed = env.reset(seed=0)[0]["object"]
+    simulation = env.unwrapped.simulation
+    body = env.unwrapped.data.body(simulation.obj_body_id[name])
+    np.testing.assert_allclose(observed[:3], body.xpos, atol=1e-6)
+    np.testing.assert_allclose(observed[3:7], np.roll(body.xquat, -1), atol=1e-6)
+    # Seen from the hand: as far away as in the world.
+    hand = env.unwrapped.data.site("gripper0_right_grip_site").xpos
+    assert np.linalg.norm(observed[7:10]) == pytest.approx(np.linalg.norm(body.xpos - hand), abs=1e-5)
+    assert np.linalg.norm(observed[10:14]) == pytest.approx(1, abs=1e-5)
+
+
+def test_proprioception_is_the_grip_site_and_the_fingers():
+    env = make("zprl/Transport-v0")
+    proprio = env.reset(seed=0)[0]["proprio"].reshape(2, 9)
+    for k in range(2):
+        site = env.unwrapped.data.site(f"gripper{k}_right_grip_site")
+        np.testing.assert_allclose(proprio[k, :3], site.xpos, atol=1e-6)
+        assert abs(proprio[k, 3:7] @ quaternion_of(site.xmat.reshape(3, 3))) == pytest.approx(1, abs=1e-5)
+        assert proprio[k, 7] > 0 > proprio[k, 8]
+
+
+def test_quaternions_do_not_jump():
+    env = make("zprl/Lift-v0")
+    env.reset(seed=0)
+    start, before = hold(env), None
+    rotation = matrix_of_6d(start[3:9])
+    for k in range(30):
+        # To and fro through the pose with w = 0, where the sign of the quaternion is arbitrary.
+        angle = 0.4 * np.sin(k / 4)
+        tilt = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+        start[3:9] = rotation_6d(tilt @ rotation)
+        quaternion = env.step(start)[0]["proprio"][3:7]
+        assert before is None or np.linalg.norm(quaternion - before) < 0.2
+        before = quaternion
+
+
+@pytest.mark.parametrize("task", ["lift", "transport"])
+def test_the_hand_goes_where_the_action_says(task):
+    env = make(robosuite_id(task))
+    env.reset(seed=1)
+    action = hold(env)
+    turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    for arm in action.reshape(-1, 10):
+        arm[:3] += [0.05, -0.03, 0.04]
+        arm[3:9] = rotation_6d(turn @ matrix_of_6d(arm[3:9]))
+    for _ in range(30):
+        env.step(action)
+    reached = hold(env)
+    np.testing.assert_allclose(reached, action, atol=0.01)
+
+
+def test_an_action_without_rotation_is_refused():
+    env = make("zprl/Lift-v0")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="no rotation"):
+        env.step(np.zeros(10, np.float32))
+
+
+def test_a_state_can_be_set_again():
+    env = make("zprl/Lift-v0").unwrapped
+    env.reset(seed=0)
+    states = [env.get_state()]
+    for _ in range(3):
+        env.step(hold(env))
+        states.append(env.get_state())
+    assert states[0].shape == (1 + env.model.nq + env.model.nv,)
+    env.set_state(states[0])
+    np.testing.assert_array_equal(env.get_state(), states[0])
+    with pytest.raises(ValueError, match="values, not"):
+        env.set_state(states[0][1:])
+
+
+def test_rendering_a_stored_state_gives_the_same_pixels():
+    env = make("zprl/Lift-v0", observation="image").unwrapped
+    observation, _ = env.reset(seed=0)
+    action, seen = hold(env), []
+    action[2] -= 0.1
+    for _ in range(3):
+        seen.append((env.get_state(), observation))
+        observation, *_ = env.step(action)
+    for state, before in seen:
+        env.set_state(state)
+        for key, image in env.images().items():
+            np.testing.assert_array_equal(image, before[key])
+
+
+def test_the_time_limit_truncates():
+    env = gym.wrappers.TimeLimit(make("zprl/Lift-v0").unwrapped, 3)
+    env.reset(seed=0)
+    ends = [env.step(hold(env))[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (False, True)]
+
+
+def test_an_unstable_simulation_is_not_hidden():
+    env = make("zprl/Lift-v0").unwrapped
+    env.reset(seed=0)
+    action = hold(env)
+    env.data.qvel[0] = np.nan
+    with pytest.raises(UnstableSimulationError, match=r"lift.*unstable"):
+        env.step(action)
+    env.reset(seed=0)
+    env.step(action)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "Lift"}, "no robosuite task 'Lift'; there is lift, can"),
+        ({"task": "lift", "observation": "sound"}, "'sound' is not available; there is state, image"),
+        ({"task": "lift", "render_mode": "human"}, "render_mode"),
+        ({"task": "lift", "render_quality": "good"}, "render_quality is 'fast' or 'full', not 'good'"),
+        ({"task": "lift", "cameras": ["top"]}, "no camera 'top'; this model has frontview"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RobosuiteEnv(**arguments)
+
+
+def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "robosuite", None)
+    with pytest.raises(ImportError, match=r'pip install "zprl-sb3\[sim\]"'):
+        gym.make("zprl/Lift-v0")
+
+
+def test_another_version_of_robosuite_is_refused(monkeypatch):
+    old = types.ModuleType("robosuite")
+    old.__version__ = "1.4.1"
+    monkeypatch.setitem(sys.modules, "robosuite", old)
+    with pytest.raises(ImportError, match=r"robosuite 1\.4\.1 is installed, but version 1\.5"):
+        import_robosuite()
+
+
+def test_its_notices_are_silenced_its_errors_are_not(caplog):
+    import_robosuite()
+    logger = logging.getLogger("robosuite_logs")
+    logger.warning("a notice")
+    logger.error("an error")
+    assert [record.message for record in caplog.records if record.name == logger.name] == ["an error"]
+
+
+def test_videos_have_a_larger_view():
+    env = make("zprl/Lift-v0", render_mode="rgb_array")
+    env.reset(seed=0)
+    assert env.render().shape == (480, 480, 3)
+    assert make("zprl/Lift-v0").unwrapped.render() is None
+
+
+def test_cameras_can_be_chosen():
+    env = gym.make("zprl/Lift-v0", observation="image", cameras=["sideview"])
+    assert set(env.observation_space) == {"proprio", "sideview_image"}
+    assert set(env.reset(seed=0)[0]) == {"proprio", "sideview_image"}
+
+
+@pytest.mark.parametrize(("env_id", "camera"), CAMERAS)
+def test_every_camera_shows_what_it_did_when_we_looked(env_id, camera):
+    env = make(env_id)
+    env.reset(seed=0)
+    frame = env.unwrapped.images()[f"{camera}_image"]
+    assert frame.shape == (84, 84, 3)
+    assert frame.dtype == np.uint8
+    expected = np.asarray(Image.open(FRAMES / f"{env_id[5:-3]}_{camera}.png"))
+
+    def difference(image):
+        return np.abs(image.astype(int) - expected).mean()
+
+    # Other drivers and versions of OpenGL round differently at edges; upside down or mirrored is far from it.
+    assert difference(frame) < 4
+    assert difference(frame[::-1]) > 3 * difference(frame) + 4
+    assert difference(frame[::-1, ::-1]) > 3 * difference(frame) + 4
