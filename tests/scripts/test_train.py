@@ -341,7 +341,7 @@ def test_an_interrupt_saves_everything_and_says_how_to_go_on(
     process = start(*command)
     wait_for(output / "evaluations.csv", process)
     os.killpg(process.pid, number)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=180)
     assert process.returncode == code, text
     assert f"; the same command goes on from {output / 'snapshot'}" in text
     assert "Traceback" not in text
@@ -420,6 +420,7 @@ def test_the_environments_are_closed_after_an_error(sick_policy: Path, tmp_path:
 
 def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None:
     settings = {"scale": 0.5, "sample_latent": True, "n_envs": 2, "gamma": 0.9, "subprocess": False}
+    settings |= {"train_env_kwargs": {}}
     policy = load_policy(toy_policy)
     training, evaluation = program._make_envs(policy, {"reach": 0.3}, settings | {"eval_episodes": 6})
     samples = [env.steering.sample_latent for env in (training, evaluation)]  # type: ignore[attr-defined]
