@@ -19,12 +19,16 @@ from zprl_sb3.scripts.report import report
 from zprl_sb3.scripts.train import train
 from zprl_sb3.settings import load_settings
 
+DEFAULT_ENV = "zprl/Push-v0"
+
 EXAMPLES = """examples:
   zprl quickstart
-  zprl quickstart --output runs/drawer --set env_id=zprl/DrawerOpen-v0 demos=50
+  zprl quickstart --env zprl/BoxClose-v0 --output runs/box
+  zprl quickstart --env zprl/DrawerOpen-v0 --output runs/drawer --set demos=50
   zprl quickstart --output runs/trial --set 'train=[n_timesteps=20000, scale=0.3]' 'collect=[keep_failures=false]'
 
-Stages that are finished are not run again; an unfinished one goes on where it stopped."""
+Settings come from the entries of the environment in quickstart.yml, collect.yml, tasks.yml and zprl.yml. Stages that are
+finished are not run again; an unfinished one goes on where it stopped."""
 
 NEXT = """
 What to type next (`zprl` is in .venv/bin):
@@ -37,20 +41,25 @@ What to type next (`zprl` is in .venv/bin):
 
 
 def quickstart(
-    output: str | Path, seed: int, settings: dict[str, Any] | None = None, device: str = "auto"
+    output: str | Path,
+    seed: int,
+    settings: dict[str, Any] | None = None,
+    device: str = "auto",
+    env_id: str = DEFAULT_ENV,
 ) -> dict[str, Any]:
     """Run every stage that is not finished yet and return the evaluations by policy.
 
-    Settings: the entries of ``quickstart.env_id`` in ``hyperparams/``; nothing is decided here.
+    Settings: the entries of ``env_id`` in ``hyperparams/``; nothing is decided here.
 
     :param output: Folder for everything
     :param seed: Of the steering; demonstrations and base policy have the settings' ``base_seed``
     :param settings: As ``hyperparams/quickstart.yml`` has them, which is where None takes them from
     :param device: ``cpu``, ``cuda`` or ``auto``
+    :param env_id: The task
     """
     root, start = Path(output), time.monotonic()
-    settings = settings or load_settings("quickstart.yml", "default")
-    env_id, episodes, eval_seed = settings["env_id"], settings["eval_episodes"], settings["eval_seed"]
+    settings = settings or load_settings("quickstart.yml", env_id)
+    episodes, eval_seed = settings["eval_episodes"], settings["eval_seed"]
     _stage("1/5 demonstrations", start)
     collection = load_settings("collect.yml", env_id, settings["collect"])
     base_seed = settings["base_seed"]
@@ -88,6 +97,7 @@ def _finish(root: Path, text: str, run: Path, picture: Path, policy: Path, seed:
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     parser = new_parser("quickstart", __doc__, EXAMPLES)
+    parser.add_argument("--env", default=DEFAULT_ENV, help="environment id; default: %(default)s")
     parser.add_argument("--output", default="runs/quickstart", help="folder for everything; default: %(default)s")
     add_seed(parser, text="of the steering (of demonstrations and base policy: --set base_seed=...)")
     add_settings(parser, "quickstart.yml")
@@ -98,7 +108,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl quickstart``."""
     args = parser().parse_args(argv)
-    quickstart(args.output, args.seed, load_settings(args.config, "default", args.set), args.device)
+    settings = load_settings(args.config, args.env, args.set)
+    quickstart(args.output, args.seed, settings, args.device, args.env)
     return 0
 
 

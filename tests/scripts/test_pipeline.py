@@ -63,7 +63,7 @@ def test_quickstart_goes_all_the_way_and_repeats_nothing(tmp_path: Path, capsys:
         f"train={json.dumps(TINY)}",
         "eval_episodes=2",
     ]
-    settings = load_settings("quickstart.yml", "default", short)
+    settings = load_settings("quickstart.yml", "zprl/Push-v0", short)
     results = quickstart(tmp_path / "a folder", 0, settings)
     root = tmp_path / "a folder"
     assert list(results) == [*WAYS, "steered", "steered, zero noise"]

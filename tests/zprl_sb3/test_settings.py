@@ -201,7 +201,7 @@ def test_an_entry_that_is_no_table_is_named(tmp_path: Path) -> None:
         load_settings(str(tmp_path / "my.yml"), "test/A-v0")
 
 
-@pytest.mark.parametrize("name", ["zprl.yml", "collect.yml", "quickstart.yml"])
+@pytest.mark.parametrize("name", ["zprl.yml", "collect.yml", "quickstart.yml", "tasks.yml"])
 def test_every_entry_of_the_settings_in_the_package_fits_its_default(name: str, repository: Path) -> None:
     tables = yaml.safe_load((repository / "hyperparams" / name).read_text())
     starts = {entry.get("default") for entry in tables.values()}
