@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from zprl_sb3.files import sha256
+
+ROBOSUITE = 1  # robomimic's number for environments of robosuite
 
 Array = NDArray[Any]
 
@@ -80,25 +83,38 @@ def load_demonstrations(path: str | Path) -> Demonstrations:
     path = Path(path)
     if not path.is_file():
         raise DemonstrationError(f"{path}: no such file; make one with: zprl collect --env <id> --output {path}")
+    with opened(path) as file:
+        return _read(path, file)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file to read it.
+
+    :raises DemonstrationError: If it is none, or turns out to be damaged
+    """
     try:
         with h5py.File(path, "r") as file:
-            return _read(path, file)
+            yield file
     except (OSError, RuntimeError) as error:
         raise DemonstrationError(f"{path}: not an HDF5 file, or a damaged one ({error})") from error
 
 
 def _read(path: Path, file: h5py.File) -> Demonstrations:
-    data = _member(path, file, "data")
-    names = sorted((name for name in data if re.fullmatch(r"demo_\d+", name)), key=lambda name: int(name[5:]))
-    if not names:
-        raise DemonstrationError(f"{path}: it holds no demonstration (data/demo_0, …)")
-    env_id, env_kwargs = _env_args(path, data)
-    demos = [_member(path, data, name) for name in names]
-    keys = list(_member(path, demos[0], "obs"))
+    data = member(path, file, "data")
+    names = demo_names(path, data)
+    env_args = read_env_args(path, data)
+    if env_args.get("type") == ROBOSUITE:
+        raise DemonstrationError(
+            f"{path}: recorded in robosuite's own {env_args['env_name']}, whose observations and actions are others. "
+            f"Convert it with: zprl convert --from robomimic {path} --output <file>.hdf5"
+        )
+    demos = [member(path, data, name) for name in names]
+    keys = list(member(path, demos[0], "obs"))
     if not keys:
         raise DemonstrationError(f"{path}, {names[0]}, obs: no observation key")
-    actions = [_read_array(path, demo, "actions") for demo in demos]
-    observations = {key: [_read_array(path, demo, f"obs/{key}") for demo in demos] for key in keys}
+    actions = [read_array(path, demo, "actions") for demo in demos]
+    observations = {key: [read_array(path, demo, f"obs/{key}") for demo in demos] for key in keys}
     for demo, steps in zip(demos, map(len, actions), strict=True):
         _check_lengths(path, demo, steps)
     for key, arrays in {"actions": actions, **observations}.items():
@@ -106,14 +122,14 @@ def _read(path: Path, file: h5py.File) -> Demonstrations:
     return Demonstrations(
         path=path,
         sha256=sha256(path),
-        env_id=env_id,
-        env_kwargs=env_kwargs,
+        env_id=env_args["env_name"],
+        env_kwargs=env_args["env_kwargs"],
         names=names,
         observations=observations,
         actions=actions,
         successes=[_success(path, demo) for demo in demos],
         qualities=[str(demo.attrs.get("quality", "")) for demo in demos],
-        masks=_read_masks(path, file, names),
+        masks=read_masks(path, file, names),
     )
 
 
@@ -121,27 +137,50 @@ def _where(path: Path, member: h5py.Group | h5py.Dataset) -> str:
     return ", ".join([str(path), *member.name.strip("/").removeprefix("data").strip("/").split("/", 1)])
 
 
-def _member(path: Path, group: h5py.Group, key: str) -> h5py.Group:
+def demo_names(path: Path, data: h5py.Group) -> list[str]:
+    """Return the names of the demonstrations, ``"demo_2"`` before ``"demo_10"``.
+
+    :raises DemonstrationError: If there is none
+    """
+    names = sorted((name for name in data if re.fullmatch(r"demo_\d+", name)), key=lambda name: int(name[5:]))
+    if not names:
+        raise DemonstrationError(f"{path}: it holds no demonstration (data/demo_0, …)")
+    return names
+
+
+def member(path: Path, group: h5py.Group, key: str) -> h5py.Group:
+    """Return what a group holds under a key.
+
+    :raises DemonstrationError: If it holds nothing there
+    """
     if key not in group:
         raise DemonstrationError(f"{_where(path, group)}: the key {key!r} is missing")
     return group[key]
 
 
-def _env_args(path: Path, data: h5py.Group) -> tuple[str, dict[str, Any]]:
+def read_env_args(path: Path, data: h5py.Group) -> dict[str, Any]:
+    """Return the attribute ``env_args`` with ``env_name`` (text), ``env_kwargs`` (a dictionary) and whatever else.
+
+    :raises DemonstrationError: If it is missing or something else
+    """
     try:
-        env_args = json.loads(data.attrs["env_args"])
-        return str(env_args["env_name"]), dict(env_args["env_kwargs"])
+        env_args = dict(json.loads(data.attrs["env_args"]))
+        return {**env_args, "env_name": str(env_args["env_name"]), "env_kwargs": dict(env_args["env_kwargs"])}
     except (KeyError, TypeError, ValueError) as error:
         raise DemonstrationError(
             f"{path}, data: the attribute 'env_args' must be JSON with env_name and env_kwargs ({error!r})"
         ) from error
 
 
-def _read_array(path: Path, demo: h5py.Group, key: str) -> Array:
-    dataset = _member(path, demo, key)
+def read_array(path: Path, demo: h5py.Group, key: str, dtype: DTypeLike = np.float32) -> Array:
+    """Return an array of numbers (steps, …): bytes as they are, all else as ``dtype``.
+
+    :raises DemonstrationError: If it is missing, empty, something else, or holds NaN or infinite values
+    """
+    dataset = member(path, demo, key)
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
         raise DemonstrationError(f"{_where(path, dataset)}: not an array of numbers")
-    array: Array = dataset[()] if dataset.dtype == np.uint8 else dataset[()].astype(np.float32)
+    array: Array = dataset[()] if dataset.dtype == np.uint8 else dataset[()].astype(dtype)
     if array.ndim < 2 or len(array) == 0:
         raise DemonstrationError(f"{_where(path, dataset)}: the shape must be (steps, …), not {array.shape}")
     if not np.isfinite(array).all():
@@ -172,10 +211,14 @@ def _success(path: Path, demo: h5py.Group) -> bool:
     # robomimic's own files have no such attribute; their sparse reward says it.
     if "success" in demo.attrs:
         return bool(demo.attrs["success"])
-    return bool(np.max(_member(path, demo, "rewards")[()]) > 0)
+    return bool(np.max(member(path, demo, "rewards")[()]) > 0)
 
 
-def _read_masks(path: Path, file: h5py.File, names: Sequence[str]) -> dict[str, list[int]]:
+def read_masks(path: Path, file: h5py.File, names: Sequence[str]) -> dict[str, list[int]]:
+    """Return for each of the file's masks the indices of its episodes in ``names``.
+
+    :raises DemonstrationError: If a mask names something else
+    """
     index = {name: k for k, name in enumerate(names)}
     try:
         return {mask: [index[name.decode()] for name in members[()]] for mask, members in file.get("mask", {}).items()}

@@ -30,9 +30,9 @@ class Episode:
     :param next_observations: For each key T observations, each after its action; images may be absent
     :param actions: (T, A), in environment units
     :param rewards: (T,)
-    :param states: (T, S), the simulator's ``[time, qpos, qvel]`` before the action
-    :param seed: ``reset(seed=…)`` with it gives the same layout
-    :param quality: ``"better"``, ``"okay"`` or ``"worse"``
+    :param states: (T, S), the simulator's ``[time, qpos, qvel]`` before the action; (T, 0) if unknown
+    :param seed: ``reset(seed=…)`` with it gives the same layout; −1 if there is none
+    :param quality: ``"better"``, ``"okay"`` or ``"worse"``; ``""`` if nobody has said
     :param success: Whether the episode ended in success
     """
 
@@ -53,6 +53,7 @@ def save_demonstrations(
     env_kwargs: Mapping[str, Any],
     env_version: str,
     collection: Mapping[str, Any],
+    masks: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Write episodes as one HDF5 file in robomimic's layout; the file is whole or absent.
 
@@ -62,6 +63,7 @@ def save_demonstrations(
     :param env_kwargs: What ``gym.make`` was given besides the id
     :param env_version: Version of the simulator
     :param collection: Whatever tells how the episodes came about, kept as JSON in the attribute ``collection``
+    :param masks: For each name the indices of its episodes; they come before the file's own masks of the same name
     :raises DemonstrationError: If there is no episode
     """
     env_args = {"env_name": env_id, "env_version": env_version, "type": GYM_ENVIRONMENT, "env_kwargs": dict(env_kwargs)}
@@ -73,15 +75,18 @@ def save_demonstrations(
         data.attrs["total"] = sum(int(group.attrs["num_samples"]) for group in groups)
         data.attrs["env_args"] = json.dumps(env_args)
         data.attrs["collection"] = json.dumps(dict(collection))
-        _write_masks(file.create_group("mask"), groups)
+        _write_masks(file.create_group("mask"), groups, masks or {})
 
 
 def _write_episode(data: h5py.Group, name: str, episode: Episode) -> h5py.Group:
     group = data.create_group(name)
     steps = len(episode.actions)
-    group.attrs.update(num_samples=steps, seed=episode.seed, quality=episode.quality, success=episode.success)
+    group.attrs.update(num_samples=steps, quality=episode.quality, success=episode.success)
+    if episode.seed >= 0:
+        group.attrs["seed"] = episode.seed
     group["actions"] = episode.actions.astype(np.float64)
-    group["states"] = episode.states
+    if episode.states.size:
+        group["states"] = episode.states
     group["rewards"] = episode.rewards
     group["dones"] = (np.arange(steps) == steps - 1).astype(np.int64)
     for kind, observations in (("obs", episode.observations), ("next_obs", episode.next_observations)):
@@ -99,7 +104,7 @@ def _is_image(values: Array) -> bool:
     return values.dtype == np.uint8 and values.ndim == 4
 
 
-def _write_masks(masks: h5py.Group, groups: Sequence[h5py.Group]) -> None:
+def _write_masks(masks: h5py.Group, groups: Sequence[h5py.Group], given: Mapping[str, Sequence[int]]) -> None:
     # A fixed order: the same episodes are always split the same way.
     order = np.random.default_rng(0).permutation(len(groups))
     held_out = set(order[: int(VALIDATION_SHARE * len(groups))].tolist())
@@ -109,8 +114,9 @@ def _write_masks(masks: h5py.Group, groups: Sequence[h5py.Group]) -> None:
         "success": [bool(group.attrs["success"]) for group in groups],
     }
     qualities = [group.attrs["quality"] for group in groups]
-    for quality in dict.fromkeys(("better", "okay", "worse", *qualities)):
+    for quality in dict.fromkeys(("better", "okay", "worse", *filter(None, qualities))):
         members[quality] = [each == quality for each in qualities]
+    members |= {mask: [k in chosen for k in range(len(groups))] for mask, chosen in given.items()}
     for mask, chosen in members.items():
         names = [group.name.rpartition("/")[2] for group, inside in zip(groups, chosen, strict=True) if inside]
         masks[mask] = np.array(names, dtype="S")

@@ -105,6 +105,11 @@ class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.data.qpos[:], self.data.qvel[:] = state[1 : 1 + positions], state[1 + positions :]
         import_simulator("mujoco").mj_forward(self.model, self.data)
 
+    def observe_state(self, state: NDArray[np.float64]) -> Observation:
+        """Set what :meth:`get_state` returned, and return what is observed there."""
+        self.set_state(state)
+        return self._observe()
+
     def images(self) -> dict[str, NDArray[np.uint8]]:
         """Return what the cameras see now, whatever the observation is, by the observation's keys."""
         return {image_key(camera): self._frame(camera, IMAGE_SIZE, IMAGE_SIZE) for camera in self.cameras}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Stub:
 
 
 def read_foreign_pickle(path: str | Path) -> Any:
-    """Return what is in a pickle: NumPy arrays for arrays and tensors, a :class:`Stub` for every other object.
+    """Return what is in a pickle: what ``np.asarray`` takes for arrays and tensors, a :class:`Stub` for other objects.
 
     :param path: The file, written by Python 2 or 3
     :raises UnsafePickleError: If it names anything but the classes of policies, torch and NumPy
@@ -75,7 +76,9 @@ def _read(file: io.BytesIO, name: str) -> Any:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in KNOWN:
-            return KNOWN[module, name]
+            function = KNOWN[module, name]
+            # A new one each time: a pickle may set attributes, such as defaults, of what it is given.
+            return lambda *arguments: function(*arguments)
         root = module.partition(".")[0]
         if root in STAND_INS or (module, name) in INERT:
             return type(name, (Stub,), {"origin": f"{module}.{name}"})
@@ -120,18 +123,67 @@ def _bytes(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-# NumPy's own, wherever this version keeps them.
-_rebuild_array: Any = np.zeros(1).__reduce__()[0]
-_rebuild_scalar: Any = np.float64(0).__reduce__()[0]
+# NumPy's own rebuild functions trust a pickle: from a forged type they make arrays of pointers to anywhere.
+
+
+class StoredType:
+    """A type of plain numbers in the making.
+
+    :param name: As NumPy writes it, e.g. ``"f8"``
+    """
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self._name, self._byte_order = name, "="
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        """Take the byte order, and nothing else."""
+        self._byte_order = state[1]
+
+    def dtype(self) -> np.dtype[Any]:
+        """Return the type.
+
+        :raises UnsafePickleError: If it is not one of plain numbers
+        """
+        name = f"{self._byte_order}{self._name}"
+        if not re.fullmatch(r"[<>|=][biuf]\d", name):
+            raise UnsafePickleError(f"it holds an array of {name[:20]!r}, not of numbers")
+        return np.dtype(name)
+
+
+class StoredArray:
+    """An array in the making."""
+
+    def __init__(self, *_: Any) -> None:
+        self._values: Array = np.zeros(0)
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        """Take shape, type, order and bytes."""
+        shape, kind, columns_first, content = state[-4:]
+        values = _numbers(kind, content)
+        if min(shape, default=0) < 0:
+            raise ValueError(f"an array has the shape {shape}")
+        self._values = values.reshape(shape, order="F" if columns_first else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """Return the array, as NumPy asks for it."""
+        return self._values.astype(dtype or self._values.dtype, copy=bool(copy))
+
+
+def _numbers(kind: StoredType, content: bytes | str) -> Array:
+    return np.frombuffer(content.encode("latin1") if isinstance(content, str) else content, kind.dtype())
+
+
+def _scalar(kind: StoredType, content: bytes | str) -> Any:
+    return _numbers(kind, content)[0]
+
 
 KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     **{
         (module, name): function
         for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name, function in {"_reconstruct": _rebuild_array, "scalar": _rebuild_scalar}.items()
+        for name, function in {"_reconstruct": StoredArray, "scalar": _scalar}.items()
     },
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): StoredType,
     ("_codecs", "encode"): _bytes,
     ("torch.storage", "_load_from_bytes"): _storage_of_bytes,
     ("torch._utils", "_rebuild_tensor"): _tensor,
@@ -145,6 +197,6 @@ STAND_INS = frozenset({"mjrl", "mj_envs", "gym", "torch", "collections"})
 
 INERT = frozenset(
     {(module, name) for module in ("builtins", "__builtin__") for name in ("getattr", "object", "set", "slice")}
-    | {("copy_reg", "_reconstructor"), ("copyreg", "_reconstructor")}
+    | {("copy_reg", "_reconstructor"), ("copyreg", "_reconstructor"), ("numpy", "ndarray")}
 )
-"""Functions that public policies mention, e.g. to find ``torch.tanh``, and that are not called either."""
+"""What public policies mention besides, e.g. to find ``torch.tanh``, and is not called either."""

@@ -171,6 +171,14 @@ class RobosuiteEnv(SimulatedEnv):
         success = bool(self._simulation._check_success())
         return self._observe(), float(success), success, False, {"is_success": success}
 
+    def observe_state(self, state: NDArray[np.float64]) -> Observation:
+        """Set what :meth:`get_state` returned, and return what is observed there."""
+        self.set_state(state)
+        # Twice: what builds on observables further down the list is made from their values before the update.
+        self._simulation._get_observations(force_update=True)
+        self._raw = self._simulation._get_observations(force_update=True)
+        return self._observe()
+
     def _object(self) -> NDArray[Any]:
         return np.concatenate([np.atleast_1d(self._raw[name]) for name in self.task.objects])
 

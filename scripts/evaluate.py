@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import add_device, add_seed, at_least, device_of, make_arguments, new_parser, read_yaml
-from zprl_sb3.wrappers import EmbeddingSteering, LatentSteering, Steering, make_vec_steering
+from zprl_sb3.wrappers import EmbeddingSteering, EpisodeVideo, LatentSteering, Steering, make_vec_steering
 from zprl_sb3.wrappers.steering import NoiseKind
 
 EXAMPLES = """examples:
   zprl evaluate runs/push/zprl-0 --episodes 200         # a steered model, from its run folder
   zprl evaluate runs/push/zprl-0 --noise zero           # the same without flow noise
+  zprl evaluate runs/push/zprl-0 --video 4              # and videos of the first 4 episodes
   zprl evaluate runs/push/policy                        # a base policy: through c and through the bottleneck's mean,
                                                         # each with sampled and with zero flow noise
 
@@ -38,6 +41,18 @@ WAYS: dict[str, tuple[type[Steering], NoiseKind]] = {
 }
 
 
+@dataclass(frozen=True)
+class Videos:
+    """Videos of the first episodes of an evaluation.
+
+    :param folder: Where they go
+    :param count: Of how many episodes
+    """
+
+    folder: Path
+    count: int
+
+
 def evaluate_base(
     checkpoint: str | Path,
     episodes: int,
@@ -45,6 +60,7 @@ def evaluate_base(
     device: str = "auto",
     chunk: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
+    videos: Videos | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate a base policy in the four ways of :data:`WAYS` and return the results by name.
 
@@ -56,18 +72,25 @@ def evaluate_base(
     :param device: ``cpu``, ``cuda`` or ``auto``
     :param chunk: h; the checkpoint's own where None
     :param env_kwargs: Further arguments of ``gymnasium.make``, beside those of the demonstrations
+    :param videos: Videos to write, those of the first way only
     """
     policy = load_policy(checkpoint, chunk, device_of(device))
     arguments = make_arguments(checkpoint, env_kwargs or {})
     results: dict[str, dict[str, Any]] = {}
     for name, (kind, noise) in WAYS.items():
-        result = _evaluate(NoSteering(), policy, kind(policy, scale=1.0, noise=noise), episodes, seed, arguments)
+        steering = kind(policy, scale=1.0, noise=noise)
+        result = _evaluate(NoSteering(), policy, steering, episodes, seed, arguments, None if results else videos)
         results[name] = result | {"policy": str(checkpoint), "model": None, "scale": None}
     return results
 
 
 def evaluate_run(
-    run: str | Path, episodes: int, seed: int, noise: NoiseKind = "normal", device: str = "auto"
+    run: str | Path,
+    episodes: int,
+    seed: int,
+    noise: NoiseKind = "normal",
+    device: str = "auto",
+    videos: Videos | None = None,
 ) -> dict[str, Any]:
     """Evaluate the final model of a run folder with the actor's mean and the posterior's mean.
 
@@ -76,6 +99,7 @@ def evaluate_run(
     :param seed: First episode seed
     :param noise: Flow noise, ``"normal"`` or ``"zero"``
     :param device: ``cpu``, ``cuda`` or ``auto``
+    :param videos: Videos to write
     :return: success_rate, ci95, episodes, seeds, mean_length (env steps), policy, model, scale, steering diagnostics
     :raises FileNotFoundError: If the run has no final model
     """
@@ -91,7 +115,7 @@ def evaluate_run(
     steering = LatentSteering(policy, settings["scale"], noise=noise)
     model.steering_spec.require_same(steering.spec(settings["gamma"]))
     recorder = Recorder(model, episodes)
-    result = _evaluate(recorder, policy, steering, episodes, seed, arguments)
+    result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos)
     result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": steering.scale}
     return result | {"steering": recorder.diagnose(steering), "env_steps": model.env_steps}
 
@@ -103,10 +127,15 @@ def _evaluate(
     episodes: int,
     seed: int,
     arguments: dict[str, Any],
+    videos: Videos | None,
 ) -> dict[str, Any]:
     assert policy.env_id is not None
+    layer = None
+    if videos is not None:
+        arguments = arguments | {"render_mode": "rgb_array"}
+        layer = partial(EpisodeVideo, folder=videos.folder, seeds=range(seed, seed + videos.count))
     env = make_vec_steering(
-        policy.env_id, steering, parallel_envs(episodes), env_kwargs=arguments, seeded_episodes=True
+        policy.env_id, steering, parallel_envs(episodes), env_kwargs=arguments, seeded_episodes=True, layer=layer
     )
     try:
         result = evaluate(predictor, env, seed, episodes).summary()
@@ -141,6 +170,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=at_least(1), default=200, help="how many; default: %(default)s")
     add_seed(parser, 100_000, "first episode seed")
     parser.add_argument("--noise", choices=("normal", "zero"), default="normal", help="flow noise of a steered model")
+    parser.add_argument(
+        "--video",
+        type=at_least(1),
+        metavar="N",
+        help="write videos of the first N episodes into videos/ beside the JSON file (of a base policy: the first way)",
+    )
     parser.add_argument("--chunk", type=at_least(1), help="h of a base policy; default: the checkpoint's own")
     parser.add_argument(
         "--output",
@@ -155,18 +190,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl evaluate``."""
     args = parser().parse_args(argv)
     what = Path(args.what)
-    if (what / "run.yml").is_file():
-        zero = args.noise == "zero"
-        result = evaluate_run(what, args.episodes, args.seed, args.noise, args.device)
-        results = {"steered, zero noise" if zero else "steered": result}
-        output, content = what / f"evaluation{'_zero_noise' * zero}.json", result
+    is_run, zero = (what / "run.yml").is_file(), args.noise == "zero"
+    default = what / f"evaluation{'_zero_noise' * zero}.json" if is_run else base_evaluation(what)
+    output = Path(args.output or default)
+    videos = Videos(output.parent / "videos", args.video) if args.video else None
+    if is_run:
+        content = evaluate_run(what, args.episodes, args.seed, args.noise, args.device, videos)
+        results = {"steered, zero noise" if zero else "steered": content}
     else:
-        results = content = evaluate_base(what, args.episodes, args.seed, args.device, args.chunk)
-        output = base_evaluation(what)
-    output = Path(args.output or output)
+        results = content = evaluate_base(what, args.episodes, args.seed, args.device, args.chunk, None, videos)
     write_json(output, content)
     print(table(results))
-    print(f"Wrote {output}")
+    print(f"Wrote {output}{f' and videos to {videos.folder}' if videos else ''}")
     return 0
 
 

@@ -120,11 +120,11 @@ def test_storages_written_as_lists_by_old_versions_of_torch_are_read(tmp_path):
 
 
 class Evil:
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
+    def __init__(self, function, *arguments, state=None):
+        self.reduced = (function, arguments, state)
 
     def __reduce__(self):
-        return self.function, self.arguments
+        return self.reduced
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -136,6 +136,65 @@ def test_a_malicious_pickle_is_refused(tmp_path, protocol):
         with pytest.raises(UnsafePickleError, match=r"door-v0\.pickle is refused: it asks for"):
             load_expert(path)
         assert not trace.exists()
+
+
+def forged(dtype, state):
+    """A type whose state is not what NumPy would have written."""
+    return Evil(np.dtype, dtype, False, True, state=(3, *state))
+
+
+def array_of(dtype, shape=(4,), content=b"A" * 32):
+    return Evil(np.zeros(1).__reduce__()[0], np.ndarray, (0,), b"b", state=(1, shape, dtype, False, content))
+
+
+NO_FIELDS = ("|", None, None, None, -1, -1, 0)
+
+
+# Each of them makes NumPy's own functions follow a pointer that the pickle has written.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "evil",
+    [
+        lambda: array_of(forged("O", NO_FIELDS)),
+        lambda: array_of(np.dtype("O"), content=[1, 2, 3, 4]),
+        lambda: array_of(forged("V8", ("|", None, ("a",), {"a": (np.dtype("O"), 4096)}, 8, 1, 0))),
+        lambda: array_of(forged("8", ("f", None, None, None, -1, -1, 63))),
+        lambda: Evil(np.float64(0).__reduce__()[0], forged("O", NO_FIELDS), b"A" * 8),
+    ],
+)
+def test_arrays_of_anything_but_numbers_are_refused(tmp_path, evil):
+    path = tmp_path / "door-v0.pickle"
+    path.write_bytes(pickle.dumps(evil(), 2))
+    with pytest.raises(UnsafePickleError, match=r"door-v0\.pickle is refused: it holds an array of"):
+        read_foreign_pickle(path)
+
+
+def test_arrays_cannot_be_made_of_memory_nor_change_what_they_are_read_with(tmp_path):
+    path = tmp_path / "array.pickle"
+    path.write_bytes(pickle.dumps(Evil(np.ndarray, (4,), np.dtype("O"), b"A" * 32), 2))
+    assert type(read_foreign_pickle(path)).origin == "numpy.ndarray"
+    # Pretended flags are not taken over: to NumPy these values would be objects.
+    path.write_bytes(pickle.dumps(array_of(forged("f8", ("<", None, None, None, -1, -1, 63))), 2))
+    np.testing.assert_array_equal(np.asarray(read_foreign_pickle(path)), np.frombuffer(b"A" * 32))
+    for shape in ((5,), (-1,), (-2, -2), (2**40, 2**40)):
+        path.write_bytes(pickle.dumps(array_of(np.dtype("f8"), shape), 2))
+        with pytest.raises(ValueError, match=r"array\.pickle cannot be read"):
+            read_foreign_pickle(path)
+    path.write_bytes(b"c_codecs\nencode\n(N}S'__defaults__'\n(S'utf8'\ntstb.")
+    read_foreign_pickle(path)
+    path.write_bytes(b"c_codecs\nencode\n(S'a'\ntR.")
+    assert read_foreign_pickle(path) == b"a"
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_arrays_of_numbers_are_read_as_they_were(tmp_path, protocol):
+    values = np.arange(6.0).reshape(2, 3)
+    arrays = [values, np.asfortranarray(values), values.astype(">f4"), values.astype("u1"), values > 2, np.array(7)]
+    path = tmp_path / "arrays.pickle"
+    path.write_bytes(pickle.dumps([*arrays, np.float32(0.5)], protocol))
+    for array, expected in zip(read_foreign_pickle(path), [*arrays, np.float32(0.5)], strict=True):
+        np.testing.assert_array_equal(np.asarray(array), expected)
+        assert np.asarray(array).dtype == expected.dtype
 
 
 def test_what_a_policy_may_mention_is_not_called(tmp_path):
@@ -163,6 +222,14 @@ def test_other_files_are_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"hammer-v0\.pickle"):
         load_expert(path)
+
+
+def test_an_archive_of_objects_or_of_other_sizes_is_named(tmp_path):
+    path = tmp_path / "expert.npz"
+    for change in ({"w0": np.array([None])}, {"w1": np.zeros((32, 31))}):
+        np.savez(path, **{**weights(), **change})
+        with pytest.raises(ValueError, match=r"expert\.npz holds no expert policy of DAPG"):
+            load_expert(path)
 
 
 def test_an_archive_that_lacks_something_is_named(tmp_path):

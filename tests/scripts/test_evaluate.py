@@ -8,12 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import imageio.v2 as imageio
+import numpy as np
 import pytest
 import torch as th
 import yaml
 
+from helpers import push_policy
 from programs import train_command
-from zprl_sb3.checkpoint import load_policy
+from zprl_sb3.checkpoint import load_policy, save_policy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts.evaluate import WAYS, evaluate_base, evaluate_run, table
 
@@ -151,6 +154,19 @@ def test_a_table_has_a_row_for_each_result() -> None:
     lines = table({"one": result, "two": never}).splitlines()
     assert lines[2] == "| one | 0.500 | 0.250 – 0.750 | 10.0 | 8.0 |"
     assert lines[3] == "| two | 0.000 | 0.250 – 0.750 | 10.0 | – |"
+
+
+@pytest.mark.slow
+def test_videos_of_the_first_episodes_on_demand(tmp_path: Path, zprl: Any) -> None:
+    policy = save_policy(push_policy(), tmp_path / "policy", env_kwargs={"max_episode_steps": 8})
+    code, out, err = zprl("evaluate", policy, "--episodes", "3", "--seed", "70", "--video", "2")
+    assert (code, err) == (0, "")
+    videos = tmp_path / "videos"
+    assert {file.name for file in videos.iterdir()} == {"episode_70_failure.mp4", "episode_71_failure.mp4"}
+    frames = imageio.mimread(videos / "episode_70_failure.mp4", memtest=False)
+    assert len(frames) > 9
+    assert np.std(frames[0]) > 10
+    assert f"videos to {videos}" in out
 
 
 def refused(zprl: Any, what: Path, words: str) -> None:

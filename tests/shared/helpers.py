@@ -7,6 +7,7 @@ that a process of its own finds the registration too.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +20,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
+from zprl_sb3.pretrain.recording import Episode, save_demonstrations
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 
@@ -99,6 +101,26 @@ for _id, _entry, _kwargs in (
 ):
     if _id not in gym.registry:
         gym.register(_id, f"{__name__}:{_entry}", max_episode_steps=TIME_LIMIT, kwargs=_kwargs)
+
+
+def image_demonstrations(path: Path, count: int = 6) -> Path:
+    """Write demonstrations of the toy task with images, by somebody who walks straight to the goal."""
+
+    def episode(seed: int) -> Episode:
+        env: Any = PointReachImages()
+        obs, steps, success = env.reset(seed=seed)[0], [], False
+        while not success:
+            action = np.clip((env.goal - env.point) / 0.2, -1, 1)
+            after, reward, success, _, _ = env.step(action)
+            steps.append((obs, after, action, reward))
+            obs = after
+        before, after, actions, rewards = zip(*steps, strict=True)
+        observations, later = ({key: np.stack([each[key] for each in all_]) for key in obs} for all_ in (before, after))
+        states = np.zeros((len(steps), 1))
+        return Episode(observations, later, np.stack(actions), np.array(rewards), states, seed, "better", True)
+
+    save_demonstrations(path, [episode(seed) for seed in range(count)], POINT_IMAGES, {}, "0", {})
+    return path
 
 
 def tiny_policy(

@@ -28,6 +28,21 @@ TINY_BASE = [
     "training.save_every=20",
     "device=cpu",
 ]
+# The same for images of 16 by 16.
+TINY_IMAGE_BASE = [
+    "model=small_image",
+    "training=short",
+    "model.horizon=4",
+    "model.unet_widths=[8,16]",
+    "model.crop=[12,12]",
+    "model.resnet_widths=[8,16]",
+    "model.image_dim=8",
+    "validation_ratio=0.2",
+    "training.steps=30",
+    "training.batch_size=8",
+    "training.save_every=10",
+    "device=cpu",
+]
 
 
 def train_command(policy: Path, output: Path, *changes: str, seed: int = 0) -> list[str]:
@@ -38,3 +53,8 @@ def train_command(policy: Path, output: Path, *changes: str, seed: int = 0) -> l
 def pretrain_command(demos: Path, output: Path, *changes: str) -> list[str]:
     """Return the command of a tiny run of ``zprl pretrain``, without evaluation unless ``changes`` ask for it."""
     return ["pretrain", *TINY_BASE, "evaluation.episodes=0", f"demos={demos}", f"output={output}", *changes]
+
+
+def image_pretrain_command(demos: Path, output: Path, *changes: str) -> list[str]:
+    """Return the command of a tiny run of ``zprl pretrain`` on images, without evaluation."""
+    return ["pretrain", *TINY_IMAGE_BASE, "evaluation.episodes=0", f"demos={demos}", f"output={output}", *changes]
