@@ -155,7 +155,7 @@ class RobomimicFile:
 
     @property
     def env_version(self) -> str:
-        """robosuite's installed version."""
+        """The installed version of robosuite."""
         return version("robosuite")
 
     def _successes(self, states: Array, last: float) -> Array:

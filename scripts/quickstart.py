@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   zprl quickstart --env zprl/DrawerOpen-v0 --output runs/drawer --set demos=50
   zprl quickstart --output runs/trial --set 'train=[n_timesteps=20000, scale=0.3]' 'collect=[keep_failures=false]'
 
-Settings come from the entries of the environment in quickstart.yml, collect.yml, tasks.yml and zprl.yml. Stages that are
+Settings come from the environment's entries in quickstart.yml, collect.yml, tasks.yml and zprl.yml. Stages that are
 finished are not run again; an unfinished one goes on where it stopped."""
 
 NEXT = """
