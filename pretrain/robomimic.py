@@ -175,8 +175,7 @@ class RobomimicFile:
                 if key in recorded:
                     here = observations["proprio"][:, 9 * k + first : 9 * k + first + size]
                     self._compare(demo, key, {key: here}, [(key, size)])
-        key = next((key for key in ("object", "object-state") if key in recorded), None)
-        if key is not None:
+        for key in {"object", "object-state"}.intersection(recorded):
             # From 1.5 on robosuite lists the same values in another order than robomimic's data sets do.
             raw = self._env.simulation._get_observations()
             ours = [(name, np.size(raw[name])) for name in self._env.task.objects]

@@ -99,9 +99,10 @@ def load_expert(path: str | Path | None) -> Expert:
 @functools.lru_cache(maxsize=4)
 def _load(path: Path, _: int) -> Expert:
     archive = zipfile.is_zipfile(path)
-    content = None if archive else read_foreign_pickle(path)
+    # Outside of the try: what is wrong with the pickle itself is said by its reader.
+    content: Any = path if archive else read_foreign_pickle(path)
     try:
-        return _of_arrays(path) if archive else _of_policy(content)
+        return _of_arrays(content) if archive else _of_policy(content)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no expert policy of DAPG: {error!r}. {WHERE}") from error
 

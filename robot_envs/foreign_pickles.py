@@ -178,11 +178,8 @@ def _scalar(kind: StoredType, content: bytes | str) -> Any:
 
 
 KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
-    **{
-        (module, name): function
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name, function in {"_reconstruct": StoredArray, "scalar": _scalar}.items()
-    },
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): StoredArray for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     ("numpy", "dtype"): StoredType,
     ("_codecs", "encode"): _bytes,
     ("torch.storage", "_load_from_bytes"): _storage_of_bytes,
