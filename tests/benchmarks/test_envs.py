@@ -1,0 +1,60 @@
+"""The benchmark of the environments: what it prints, and that robots stand still in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+RESULT = re.compile(r"RESULT (\w+) (\d+\.\d+) (\S+)")
+
+
+@pytest.fixture
+def envs(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the benchmark with short blocks."""
+    spec = importlib.util.spec_from_file_location("envs", repository / "benchmarks" / "envs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # What is run as a program is sent to the processes as a whole, what is imported by its name only.
+    monkeypatch.setitem(sys.modules, "envs", module)
+    cloudpickle.register_pickle_by_value(module)
+    monkeypatch.setattr(module, "SECONDS", 0.1)
+    return module
+
+
+def test_it_ends_with_rates_memory_and_ratio(envs: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    monkeypatch.setattr(envs, "QUICK", (("AdroitDoor", "state"),))
+    assert envs.main(["--quick"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("RESULT")]
+    found = {match[1]: (float(match[2]), match[3]) for match in map(RESULT.fullmatch, lines) if match}
+    assert len(found) == len(lines) == 5
+    assert found["envs_adroitdoor_state_1"][1] == "steps/s"
+    assert found["envs_memory_adroitdoor_state_2"][0] > found["envs_memory_adroitdoor_state_1"][0] > 10
+    rates = [found[f"envs_adroitdoor_state_{processes}"][0] for processes in (1, 2)]
+    assert found["envs_ratio_adroitdoor_state"][0] == pytest.approx(rates[1] / rates[0], abs=0.01)
+
+
+def test_robots_hold_their_pose(envs: ModuleType) -> None:
+    pytest.importorskip("robosuite")
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    venv = DummyVecEnv([lambda: envs.make("Lift", "state")])
+    venv.seed(0)
+    first = venv.reset()
+    assert isinstance(first, dict)
+    actions = envs.calm_actions(venv, first["proprio"], np.random.default_rng(0))
+    for _ in range(20):
+        obs, *_ = venv.step(actions)
+    assert isinstance(obs, dict)
+    np.testing.assert_allclose(obs["proprio"][0, :3], first["proprio"][0, :3], atol=2e-3)
+    venv.close()
