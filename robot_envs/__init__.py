@@ -121,7 +121,7 @@ def register_envs() -> None:
 
 
 def import_simulator(name: str) -> ModuleType:
-    """Import a simulator that only the extra ``sim`` installs.
+    """Import a simulator, or what belongs to one, that only the extra ``sim`` installs.
 
     :raises ImportError: If it cannot be imported; says how to install it
     """
@@ -129,7 +129,7 @@ def import_simulator(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f'The simulator {name} cannot be imported ({error}). Install it with: pip install "zprl-sb3[sim]"'
+            f'{name} cannot be imported ({error}). Install it with: pip install "zprl-sb3[sim]"'
         ) from error
 
 

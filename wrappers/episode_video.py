@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Container
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+
+from zprl_sb3.robot_envs import import_simulator
 
 Frame = NDArray[np.uint8]
 SUCCESS, FAILURE, GOING_ON = (40, 160, 80), (200, 50, 40), (70, 70, 70)
@@ -28,6 +29,7 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
     :param folder: Where the files go
     :param seeds: Seeds of ``reset`` to record
     :raises ValueError: If the environment does not render
+    :raises ImportError: At the first video, if imageio is not installed
     """
 
     def __init__(self, env: gym.Env[Any, Any], folder: str | Path, seeds: Container[int]) -> None:
@@ -68,7 +70,7 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
     def _begin(self, seed: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._seed = seed
-        imageio = importlib.import_module("imageio.v2")
+        imageio = import_simulator("imageio.v2")
         self._writer = imageio.get_writer(self._part, fps=self._fps, macro_block_size=2)
         self._add(GOING_ON)
 

@@ -19,6 +19,7 @@ from zprl_sb3.policy import PolicyInterface, SteerablePolicy
 from zprl_sb3.wrappers.action_chunk import ActionChunk
 from zprl_sb3.wrappers.steering import Array, LatentSteering, NoiseKind, Steering, episode_rng
 
+QUALITY = "render_quality"  # an attribute of environments that render images
 BOX_KEY = "state"  # what a plain box observation is called in datasets and policies
 
 
@@ -35,6 +36,7 @@ class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         # No deep copy: it would double the policy's weights. Of several records only the first, a sibling's, counts.
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, steering=steering, gamma=gamma)
         super().__init__(chunked(env, steering.policy, gamma))
+        check_rendering(env.get_wrapper_attr(QUALITY) if env.has_wrapper_attr(QUALITY) else None, steering.policy)
         self._given = env
         self.steering = steering
         self.steering_spec = steering.spec(gamma)
@@ -163,6 +165,20 @@ def check_fit(
             raise ValueError(f"The policy needs observation {key!r} of shape {wanted}, the environment has {found}")
     if action_space.shape is None or action_space.shape[-1:] != (policy.action_dim,):
         raise ValueError(f"The policy has actions of size {policy.action_dim}, the environment {action_space}")
+
+
+def check_rendering(quality: str | None, policy: PolicyInterface) -> None:
+    """Raise a ValueError if images are rendered otherwise than those that a policy has learned from.
+
+    :param quality: ``render_quality`` of the environment, or None if it has none
+    :param policy: Of ours, or one that does not say
+    """
+    learned = getattr(policy, "render_quality", None)
+    if None not in (quality, learned) and quality != learned:
+        raise ValueError(
+            f"The policy has learned from images with render_quality={learned!r}, the environment has {quality!r}: "
+            f"make it with gymnasium.make(..., render_quality={learned!r})"
+        )
 
 
 def env_id_of(env: gym.Env[Any, Any]) -> str | None:

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from zprl_sb3.policy import PolicyInterface
 from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
 from zprl_sb3.wrappers.steering import Array, Steering, SteeringSpec, episode_rng
-from zprl_sb3.wrappers.steering_wrapper import by_key, check_chunking, check_fit, chunked
+from zprl_sb3.wrappers.steering_wrapper import QUALITY, by_key, check_chunking, check_fit, check_rendering, chunked
 
 
 class VecSteering(VecEnvWrapper):
@@ -107,6 +107,8 @@ def _check(venv: VecEnv, policy: PolicyInterface, gamma: float) -> None:
         check_fit(venv.observation_space, venv.action_space, policy, spec and spec.id)
     for chunk, chunk_gamma in zip(venv.get_attr("chunk"), venv.get_attr("gamma"), strict=True):
         check_chunking(chunk, chunk_gamma, policy, gamma)
+    for quality in venv.get_attr(QUALITY) if venv.has_attr(QUALITY) else ():
+        check_rendering(quality, policy)
 
 
 @contextmanager

@@ -103,6 +103,7 @@ def load_policy(path: str | Path, chunk: int | None = None, device: th.device | 
     except RuntimeError as error:
         raise CheckpointError(f"{Path(path) / WEIGHTS} does not fit {CONFIG} beside it: {error}") from error
     policy.env_id = config["env_id"]
+    policy.render_quality = (config.get("env_kwargs") or {}).get("render_quality")
     return policy.to(device).freeze()
 
 

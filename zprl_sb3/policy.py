@@ -191,6 +191,7 @@ class FlowPolicy(nn.Module):
         self.unet = ConditionalUnet1d(config.action_dim, self.context_dim, config.unet_widths, config.time_dim)
         self.bottleneck = bottleneck
         self.env_id: str | None = None
+        self.render_quality: str | None = None  # of the images it has learned from, as zprl's environments have it
 
     @property
     def device(self) -> th.device:

@@ -11,7 +11,7 @@ import pytest
 import torch as th
 
 from helpers import POINT_DICT, POINT_IMAGES, image_policy, tiny_model, tiny_policy
-from zprl_sb3.checkpoint import save_policy
+from zprl_sb3.checkpoint import load_policy, save_policy
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.wrappers import (
     EmbeddingSteering,
@@ -138,6 +138,23 @@ def test_an_environment_without_the_images_is_refused() -> None:
     larger = image_policy(observation_shapes={"point": (2,), "top_image": (20, 20, 3)})
     with pytest.raises(ValueError, match=r"'top_image' of shape \(20, 20, 3\), .*'top_image': \(16, 16, 3\)"):
         LatentSteeringWrapper(gym.make(POINT_IMAGES), larger, 0.5)
+
+
+def test_images_rendered_otherwise_than_the_policy_learned_them_are_refused(tmp_path: Path) -> None:
+    kwargs = {"observation": "image", "render_quality": "full"}
+    policy = load_policy(save_policy(image_policy(env_id=POINT_IMAGES), tmp_path / "policy", env_kwargs=kwargs))
+    assert policy.render_quality == "full"
+    env = gym.make(POINT_IMAGES)
+    LatentSteeringWrapper(env, policy, 0.5)  # an environment that does not say
+    env.unwrapped.render_quality = "full"  # type: ignore[attr-defined]
+    LatentSteeringWrapper(env, policy, 0.5)
+    env.unwrapped.render_quality = "fast"  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="learned from images with render_quality='full', the environment has 'fast'"):
+        LatentSteeringWrapper(env, policy, 0.5)
+    venv = vec(policy, False)
+    venv.set_attr("render_quality", "fast")
+    with pytest.raises(ValueError, match="make it with gymnasium"):
+        VecSteering(venv.venv, venv.steering, 0.9)
 
 
 @pytest.mark.parametrize("subprocess", [False, True])
