@@ -107,9 +107,9 @@ def _check(settings: dict[str, Any]) -> None:
 def _make_envs(policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, Any]) -> tuple[VecSteering, VecSteering]:
     """Return the environments to train and to evaluate in."""
     assert policy.env_id is not None
-    training, evaluation = (
-        LatentSteering(policy, settings["scale"], sample) for sample in (settings["sample_latent"], False)
-    )
+    # As in pretraining, images are cropped at random places while it learns, and at the centre when it is judged.
+    training = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
+    evaluation = LatentSteering(policy, settings["scale"])
     n_envs, gamma, subprocess = settings["n_envs"], settings["gamma"], settings["subprocess"]
     n_eval = parallel_envs(settings["eval_episodes"])
     return (

@@ -14,7 +14,7 @@ import gymnasium as gym
 import pytest
 import torch as th
 
-from helpers import TIME_LIMIT, PointReach, tiny_policy
+from helpers import POINT_IMAGES, TIME_LIMIT, PointReach, image_policy, tiny_policy
 from programs import train_command
 from zprl_sb3.callbacks import read_rows, save_snapshot
 from zprl_sb3.checkpoint import CONFIG, WEIGHTS, load_policy, save_policy
@@ -418,14 +418,33 @@ def test_the_environments_are_closed_after_an_error(sick_policy: Path, tmp_path:
     assert len(closed) > 2
 
 
+SETTINGS = {"scale": 0.5, "sample_latent": True, "n_envs": 2, "gamma": 0.9, "subprocess": False, "eval_episodes": 6}
+
+
 def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None:
-    settings = {"scale": 0.5, "sample_latent": True, "n_envs": 2, "gamma": 0.9, "subprocess": False}
-    settings |= {"train_env_kwargs": {}}
-    policy = load_policy(toy_policy)
-    training, evaluation = program._make_envs(policy, {"reach": 0.3}, settings | {"eval_episodes": 6})
+    settings = SETTINGS | {"train_env_kwargs": {}}
+    training, evaluation = program._make_envs(load_policy(toy_policy), {"reach": 0.3}, settings)
     samples = [env.steering.sample_latent for env in (training, evaluation)]  # type: ignore[attr-defined]
     assert samples == [True, False]
     assert (training.num_envs, evaluation.num_envs) == (2, 6)
+
+
+def test_some_arguments_are_for_training_only(toy_policy: Path) -> None:
+    settings = SETTINGS | {"train_env_kwargs": {"reach": 0.1}}
+    envs = program._make_envs(load_policy(toy_policy), {"reach": 0.3}, settings)
+    assert [env.get_attr("reach")[0] for env in envs] == [0.1, 0.3]
+
+
+def test_images_are_cropped_at_random_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = image_policy(env_id=POINT_IMAGES)
+    places: list[Any] = []
+    embed = policy.embed
+    monkeypatch.setattr(policy, "embed", lambda obs, where=None: places.append(where) or embed(obs, where))
+    for env in program._make_envs(policy, {}, SETTINGS | {"train_env_kwargs": {}}):
+        env.reset()
+    training, evaluation = places
+    assert training.shape == (2, len(policy.image_keys), 2)
+    assert evaluation is None
 
 
 def test_the_buffer_is_no_larger_than_the_run(toy_run: Path) -> None:
