@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import weakref
@@ -33,6 +34,8 @@ def prepare_rendering() -> None:
 
     :raises RenderingError: If ``MUJOCO_GL`` names a renderer that MuJoCo does not have
     """
+    # PyOpenGL tells whoever logs at all that it goes without its C extension.
+    logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)
     if sys.platform != "linux":
         return
     if not os.environ.get("DISPLAY"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
     :param seeds: Seeds of ``reset`` to record
     :raises ValueError: If the environment does not render
     :raises ImportError: At the first video, if imageio is not installed
+    :raises OSError: While it is written, if ffmpeg cannot
     """
 
     def __init__(self, env: gym.Env[Any, Any], folder: str | Path, seeds: Container[int]) -> None:
@@ -75,7 +77,11 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
         self._add(GOING_ON)
 
     def _add(self, color: tuple[int, int, int]) -> None:
-        self._writer.append_data(bordered(self._frame(), color))
+        frame = bordered(self._frame(), color)
+        try:
+            self._writer.append_data(frame)
+        except OSError as error:  # no ffmpeg, a full disk
+            raise OSError(f"The video {self._part} cannot be written by ffmpeg: {error}") from error
 
     def _frame(self) -> Frame:
         view: Frame = np.asarray(self.env.render())
@@ -92,7 +98,8 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
 
     def _drop(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # of an ffmpeg that is gone
+                self._writer.close()
             self._writer = None
             self._part.unlink(missing_ok=True)
 

@@ -67,6 +67,15 @@ def test_an_episode_that_is_left_leaves_no_half_video(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_ffmpeg_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "ffmpeg"))
+    env = video(tmp_path / "videos", reach=0.0)
+    with pytest.raises(OSError, match=r"episode_3\.part\.mp4 cannot be written by ffmpeg: .*No such file"):
+        env.reset(seed=3)
+    env.close()
+    assert not list((tmp_path / "videos").iterdir())
+
+
 def test_an_environment_that_does_not_render_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="render_mode='rgb_array'"):
         EpisodeVideo(gym.make(POINT), tmp_path, {0})
