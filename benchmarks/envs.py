@@ -1,10 +1,11 @@
-"""Env steps per second and memory of the paper's eight tasks, in state and in images, with 1 and with 2 processes.
+"""Env steps per second and memory of the paper's eight tasks, in state and in images, alone, by two, and in chunks.
 
 Every environment is in a process of its own, as `zprl train` with `subprocess: true` has it, and nothing else is done:
 no policy, no learning. robosuite's arms hold their first pose, the others tremble a little. With two processes the
-environments wait for each other at each step. Both numbers of processes take turns in blocks, and the rates, resets
-included, are medians over the blocks, in steps of all environments per second of the clock. Memory is the proportional
-set size (PSS) of the environments' processes, in which what several share is divided among them.
+environments wait for each other at each step. In chunks of 4 actions only the last observation is looked at, so only
+that one is drawn. The ways take turns in blocks. Rates, resets included, are medians over the blocks, in env steps of
+all environments per second of the clock; ratios compare with one process and single actions. Memory is the
+proportional set size (PSS) of the environments' processes, in which what several share is divided among them.
 """
 
 from __future__ import annotations
@@ -26,33 +27,34 @@ from scipy.spatial.transform import Rotation
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from zprl_sb3.robot_envs.rotations import rotation_6d
+from zprl_sb3.wrappers import ActionChunk
 
 SECONDS = 2.0  # of each block
-PROCESSES = (1, 2)
+WAYS = {"alone": (1, 1), "two": (2, 1), "chunk": (1, 4)}  # processes, and actions at once
 TASKS = ("Can", "Square", "Transport", "AdroitDoor", "AdroitHammer", "AdroitPen", "BoxClose", "PushWall")
 QUICK = (("AdroitDoor", "state"), ("AdroitDoor", "image"), ("Can", "image"))
 
 
-def make(task: str, observation: str) -> gym.Env[Any, Any]:
-    """Return an environment."""
-    return gym.make(f"zprl_sb3:zprl/{task}-v0", observation=observation)
+def make(task: str, observation: str, chunk: int) -> gym.Env[Any, Any]:
+    """Return an environment that runs chunks of actions."""
+    return ActionChunk(gym.make(f"zprl_sb3:zprl/{task}-v0", observation=observation), chunk)
 
 
 def calm_actions(envs: VecEnv, proprio: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return actions (n, A) that do little.
+    """Return chunks of actions (n, h, A) that do little.
 
     :param envs: n environments
     :param proprio: Their first observations of the robot
     :param rng: Source of the trembling
     """
-    shape = envs.action_space.shape or ()
-    if proprio.shape[1] % 9 or shape[0] % 10:  # all but robosuite
-        return rng.uniform(-0.1, 0.1, (envs.num_envs, *shape)).astype(np.float32)
+    steps, size = envs.action_space.shape or ()
+    if proprio.shape[1] % 9 or size % 10:  # all but robosuite
+        return rng.uniform(-0.1, 0.1, (envs.num_envs, steps, size)).astype(np.float32)
     arms = [
         np.concatenate([arm[:3], rotation_6d(Rotation.from_quat(arm[3:7]).as_matrix()), [-1.0]])
         for arm in proprio.reshape(-1, 9)
     ]
-    return np.concatenate(arms).reshape(envs.num_envs, *shape).astype(np.float32)
+    return np.repeat(np.concatenate(arms).reshape(envs.num_envs, 1, size), steps, axis=1).astype(np.float32)
 
 
 class Stepper:
@@ -61,10 +63,11 @@ class Stepper:
     :param task: Name in the environment's id
     :param observation: ``"state"`` or ``"image"``
     :param processes: How many
+    :param chunk: h, actions that run at once
     """
 
-    def __init__(self, task: str, observation: str, processes: int) -> None:
-        self.envs = SubprocVecEnv([partial(make, task, observation)] * processes)
+    def __init__(self, task: str, observation: str, processes: int, chunk: int) -> None:
+        self.envs = SubprocVecEnv([partial(make, task, observation, chunk)] * processes)
         self.envs.seed(0)
         first = self.envs.reset()
         assert isinstance(first, dict)
@@ -75,8 +78,8 @@ class Stepper:
         """Step for some time, and note the rate."""
         start, steps = time.perf_counter(), 0
         while (passed := time.perf_counter() - start) < seconds:
-            self.envs.step(self.actions)
-            steps += self.envs.num_envs
+            infos = self.envs.step(self.actions)[-1]
+            steps += sum(info["env_steps"] for info in infos)
         self.rates.append(steps / passed)
 
     def memory(self) -> float:
@@ -92,19 +95,20 @@ def pss(pid: int) -> float:
 
 def report(task: str, observation: str, blocks: int) -> Iterator[str]:
     """Yield the lines of one task."""
-    steppers = [Stepper(task, observation, processes) for processes in PROCESSES]
+    steppers = {way: Stepper(task, observation, *sizes) for way, sizes in WAYS.items()}
     try:
         for _ in range(blocks):
-            for stepper in steppers:
+            for stepper in steppers.values():
                 stepper.run(SECONDS)
-        rates = [statistics.median(stepper.rates) for stepper in steppers]
+        rates = {way: statistics.median(stepper.rates) for way, stepper in steppers.items()}
         name = f"{task.lower()}_{observation}"
-        for processes, rate, stepper in zip(PROCESSES, rates, steppers, strict=True):
-            yield f"RESULT envs_{name}_{processes} {rate:.1f} steps/s"
-            yield f"RESULT envs_memory_{name}_{processes} {stepper.memory():.1f} MB"
-        yield f"RESULT envs_ratio_{name} {rates[1] / rates[0]:.2f} x"
+        for way, stepper in steppers.items():
+            yield f"RESULT envs_{name}_{way} {rates[way]:.1f} steps/s"
+            yield f"RESULT envs_memory_{name}_{way} {stepper.memory():.1f} MB"
+        for way in list(WAYS)[1:]:
+            yield f"RESULT envs_ratio_{name}_{way} {rates[way] / rates['alone']:.2f} x"
     finally:
-        for stepper in steppers:
+        for stepper in steppers.values():
             stepper.envs.close()
 
 

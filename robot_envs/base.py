@@ -42,6 +42,9 @@ class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
     hidden_groups: tuple[int, ...] = ()
     """Groups of geoms that no camera sees."""
+    draw_images: bool
+    """Only with image observations: whether they show what the cameras see now. Set to False, they go on showing what
+    they saw last; :class:`~zprl_sb3.wrappers.ActionChunk` does so within a chunk, where nobody looks."""
 
     def __init__(
         self,
@@ -58,11 +61,13 @@ class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.render_mode, self.render_quality = render_mode, render_quality
         self._video = video
         self._steps = 0
+        self._images: dict[str, NDArray[np.uint8]] = {}
         self._drawn = Cameras(self.model, render_quality, self.hidden_groups)
         self._drawn.check((*self.cameras, video[0]))
         # No simulator's own bounds: Meta-World's are wrong for the goal, and clipping by them would hide it.
         boxes: dict[str, spaces.Space[Any]] = {"proprio": spaces.Box(-np.inf, np.inf, (sizes[1],), np.float32)}
         if observation == "image":
+            self.draw_images = True
             image = spaces.Box(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
             boxes |= {image_key(camera): image for camera in self.cameras}
         else:
@@ -128,7 +133,10 @@ class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
     def _observe(self) -> Observation:
         proprio = self._proprio().astype(np.float32)
         if self.observation == "image":
-            return {"proprio": proprio, **self.images()}
+            # Copies: Gymnasium does not want two observations to share memory.
+            last = {key: image.copy() for key, image in self._images.items()}
+            self._images = self.images() if self.draw_images else last
+            return {"proprio": proprio, **self._images}
         return {"object": self._object().astype(np.float32), "proprio": proprio}
 
     def _diverged(self) -> bool:

@@ -7,7 +7,15 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+
+from zprl_sb3.wrappers.episode_video import EpisodeVideo
+from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
+
+TRANSPARENT = (TimeLimit, OrderEnforcing, PassiveEnvChecker, Monitor, SeededEpisodes, EpisodeVideo)
+"""Wrappers that leave observations as they are."""
 
 
 class SimulationError(FloatingPointError):
@@ -19,6 +27,10 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
 
     The reward of a chunk is sum_i gamma^i r_i over the executed **env steps**; the matching discount between chunks is
     gamma^h. ``info["env_steps"]`` counts the executed steps. Actions outside the environment's bounds are clipped.
+
+    Only the last observation of a chunk is returned, and where that saves drawing, it is the only one that is drawn: in
+    an environment with a switch ``draw_images`` and a method ``images()``, as all with cameras here have them, unless
+    a wrapper between here and there may want to see every observation.
 
     >>> import gymnasium as gym
     >>> env = ActionChunk(gym.make("MountainCarContinuous-v0"), chunk=4)
@@ -45,6 +57,7 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
         low, high = (np.tile(bound, (chunk, 1)) for bound in (space.low, space.high))
         self.action_space = spaces.Box(low, high, dtype=np.float32)
         self._episode_steps = 0
+        self._camera_env = _camera_env(env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment.
@@ -52,6 +65,7 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
         :raises SimulationError: If the observation is NaN or infinite
         """
         self._episode_steps = 0
+        self._draw_images(True)
         obs, info = self.env.reset(seed=seed, options=options)
         self._check_finite(obs, 0.0)
         return obs, info
@@ -63,6 +77,7 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
         """
         total, steps = 0.0, 0
         for low_level_action in np.clip(action, self._low, self._high):
+            self._draw_images(steps == self.chunk - 1)
             obs, reward, terminated, truncated, info = self.env.step(low_level_action)
             self._episode_steps += 1
             self._check_finite(obs, reward)
@@ -70,7 +85,17 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
             steps += 1
             if terminated or truncated:
                 break
-        return obs, total, terminated, truncated, info | {"env_steps": steps}
+        return self._drawn(obs), total, terminated, truncated, info | {"env_steps": steps}
+
+    def _draw_images(self, draw: bool) -> None:
+        if self._camera_env is not None:
+            self._camera_env.draw_images = draw
+
+    def _drawn(self, obs: Any) -> Any:
+        if self._camera_env is None or self._camera_env.draw_images:
+            return obs
+        self._draw_images(True)
+        return {**obs, **self._camera_env.images()}  # The episode has ended within the chunk.
 
     def _check_finite(self, obs: Any, reward: SupportsFloat) -> None:
         values = {**(obs if isinstance(obs, dict) else {"observation": obs}), "reward": reward}
@@ -80,3 +105,9 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
                     f"{self.env} returned a {key} that is not finite, {self._episode_steps} env steps into the "
                     "episode. The simulation has become unstable: look at the actions and the model there"
                 )
+
+
+def _camera_env(env: gym.Env[Any, Any]) -> Any:
+    while isinstance(env, TRANSPARENT):
+        env = env.env
+    return env if hasattr(env, "draw_images") and hasattr(env, "images") else None

@@ -12,6 +12,7 @@ from PIL import Image
 
 from zprl_sb3.robot_envs import ADROIT_TASKS, UnstableSimulationError, adroit_id
 from zprl_sb3.robot_envs.adroit import TASKS, AdroitEnv
+from zprl_sb3.wrappers import ActionChunk
 
 pytest.importorskip("gymnasium_robotics")
 
@@ -21,6 +22,10 @@ SIZES = {"door": (15, 28), "hammer": (22, 26), "pen": (21, 24), "relocate": (15,
 
 @functools.cache
 def make(task, **kwargs):
+    return gym.make(adroit_id(task), **kwargs)
+
+
+def make_anew(task, **kwargs):
     return gym.make(adroit_id(task), **kwargs)
 
 
@@ -275,6 +280,23 @@ def test_the_camera_shows_what_it_did_when_we_looked(task):
     # Other drivers and versions of OpenGL round differently at edges; upside down is far from it.
     assert difference(frame) < 4
     assert difference(frame[::-1]) > 3 * difference(frame) + 4
+
+
+def test_a_chunk_draws_once_what_each_step_would_have_shown():
+    stepped, chunked = (make_anew("pen", observation="image", max_episode_steps=10) for _ in range(2))
+    chunked = ActionChunk(chunked, 4)
+    first = [env.reset(seed=1)[0] for env in (stepped, chunked)]
+    actions = random_actions("pen", 12)
+    shown = [stepped.step(action)[0] for action in actions[:10]]
+    frames = []
+    cameras = chunked.unwrapped._drawn
+    draw = cameras.frame
+    cameras.frame = lambda *arguments: frames.append(1) or draw(*arguments)
+    seen = [chunked.step(actions[k : k + 4])[0] for k in (0, 4, 8)]
+    for one, other in zip([first[0], shown[3], shown[7], shown[9]], [first[1], *seen], strict=True):
+        for key, values in one.items():
+            np.testing.assert_array_equal(values, other[key])
+    assert len(frames) == 3
 
 
 def test_videos_have_a_larger_view():

@@ -154,3 +154,70 @@ def test_an_empty_chunk_is_refused(chunk: int) -> None:
 def test_a_discount_outside_its_range_is_refused(gamma: float) -> None:
     with pytest.raises(ValueError, match=r"gamma is a discount per env step in \(0, 1\]"):
         ActionChunk(Scripted([0]), 2, gamma)
+
+
+class Filmed(Scripted):
+    """Its camera shows the time, and is counted."""
+
+    observation_space = spaces.Dict(
+        {"time": spaces.Box(0, 99, (1,), np.float32), "top_image": spaces.Box(0, 255, (2, 2, 3), np.uint8)}
+    )
+    draw_images = True
+
+    def __init__(self, steps: int, cut: bool) -> None:
+        super().__init__([0.0] * steps, cut=cut)
+        self.drawn = 0
+        self.seen: dict[str, Any] = {}
+
+    def images(self) -> dict[str, Any]:
+        self.drawn += 1
+        return {"top_image": np.full((2, 2, 3), self.time, np.uint8)}
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        obs, info = super().reset(**kwargs)
+        return self._with_images(obs), info
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, *rest = super().step(action)
+        return (self._with_images(obs), *rest)  # type: ignore[return-value]
+
+    def _with_images(self, obs: Any) -> dict[str, Any]:
+        self.seen = self.images() if self.draw_images else self.seen
+        return {"time": obs, **self.seen}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_only_the_last_observation_of_a_chunk_is_drawn(cut: bool) -> None:
+    inner = Filmed(8, cut)
+    env = ActionChunk(gym.wrappers.TimeLimit(inner, 99), 3)
+    for episode in (1, 2):
+        obs, _ = env.reset()
+        shown, over = [obs], False
+        while not over:
+            obs, _, terminated, truncated, _ = env.step(ZEROS)
+            shown.append(obs)
+            over = terminated or truncated
+        assert [int(obs["time"][0]) for obs in shown] == [0, 3, 6, 8]  # the last chunk is not whole
+        assert [int(obs["top_image"].max()) for obs in shown] == [0, 3, 6, 8]
+        assert inner.drawn == 4 * episode
+
+
+def test_an_error_within_a_chunk_leaves_the_next_episode_drawn() -> None:
+    inner = Filmed(8, False)
+    inner.rewards = [0.0, NAN] + [0.0] * 6
+    env = ActionChunk(inner, 3)
+    env.reset()
+    with pytest.raises(SimulationError):
+        env.step(ZEROS)
+    inner.images = lambda: {"top_image": np.full((2, 2, 3), 77, np.uint8)}  # type: ignore[method-assign]
+    obs, _ = env.reset()
+    assert obs["top_image"].max() == 77
+
+
+def test_wrappers_that_may_look_at_every_observation_get_them_all() -> None:
+    inner = Filmed(8, False)
+    history = gym.wrappers.TransformObservation(inner, lambda obs: obs, None)
+    env = ActionChunk(history, 3)
+    env.reset()
+    env.step(ZEROS)
+    assert inner.drawn == 4
