@@ -1,9 +1,11 @@
 """Turns Minari's data sets of the Adroit hand (D4RL's door, hammer, pen, relocate) into demonstrations.
 
 They were recorded at 100 Hz, and our environments hold an action for two of those steps. So every second observation
-is taken, and of each two actions, which are target angles of the joints, the mean. That is an approximation: replayed
-from the same start, demonstrations with little noise succeed about as before, shaky ones less often (the figures are
-in the tests). The mean follows the original two to seven times as closely as the first of the two actions.
+is taken, and of each two actions, which are target angles of the joints, the mean. That is an approximation, best for
+smooth demonstrations. Of 40 episodes of DAPG's experts for each of door, hammer, pen and relocate, those that had
+succeeded did so again, replayed from the same start, in 100, 100, 91 and 100 %, and with the full noise of their
+training in 97, 94, 65 and 97 %; with the first of each two actions it is 100, 100, 76 and 100 %, and 95, 82, 65 and
+84 %.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def dataset_folder(source: str | Path) -> Path:
 
 def _folder_of(dataset_id: str) -> Path:
     try:
-        from minari.storage.datasets_root_dir import get_dataset_path
+        from minari.storage import get_dataset_path
     except ImportError as error:
         raise ImportError(
             f"There is no folder {dataset_id}. If it is the id of a Minari data set, install Minari with: "

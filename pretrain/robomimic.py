@@ -120,15 +120,14 @@ class RobomimicFile:
 
     def _check(self, demo: h5py.Group) -> None:
         where = self._where(demo)
-        states, actions, rewards = self._arrays(demo)
-        if not len(states) == len(actions) == len(rewards):
-            raise DemonstrationError(
-                f"{where}: {len(states)} states, {len(actions)} actions and {len(rewards)} rewards"
-            )
+        states, actions = self._arrays(demo)
+        if len(states) != len(actions):
+            raise DemonstrationError(f"{where}: {len(states)} states, but {len(actions)} actions")
         size = len(self.env.get_state())
         if states.shape[1:] != (size,):
             raise DemonstrationError(
-                f"{where}, states: {states.shape[1]} values, but a state of {self.env_id} has {size}; {self._versions()}"
+                f"{where}, states: {states.shape[1]} values, but a state of {self.env_id} has {size}; "
+                f"{self._versions()}"
             )
         try:
             check_actions(self.controllers, actions)
@@ -141,9 +140,9 @@ class RobomimicFile:
     def _where(self, demo: h5py.Group) -> str:
         return f"{self.path}, {demo.name.rpartition('/')[2]}"
 
-    def _arrays(self, demo: h5py.Group) -> tuple[Array, Array, Array]:
+    def _arrays(self, demo: h5py.Group) -> tuple[Array, Array]:
         states, actions = (read_array(self.path, demo, key, np.float64) for key in ("states", "actions"))
-        return states, actions, np.asarray(member(self.path, demo, "rewards")[()], dtype=np.float64)
+        return states, actions
 
     def _versions(self) -> str:
         recorded = self.recorded_version or "of an unknown version"
@@ -167,37 +166,40 @@ class RobomimicFile:
     def _episode(self, name: str, quality: str) -> Episode:
         with opened(self.path) as file:
             demo = file["data"][name]
-            states, recorded, rewards = self._arrays(demo)
+            states, recorded = self._arrays(demo)
             seen = {key: demo["obs"][key][()] for key in demo.get("obs", {})}
-        before, after, poses = self._replay(states, recorded)
-        self._compare(f"{self.path}, {name}", seen, before, poses)
+        observations, reached, actions = self._replay(states, recorded)
+        before, after = (
+            {key: both[part] for key, both in observations.items()} for part in (slice(-1), slice(1, None))
+        )
+        self._compare(f"{self.path}, {name}", seen, before, actions)
         if self.observation == "image":
             del before["object"], after["object"]
             before |= self._images(f"{self.path}, {name}", seen, states)
-        reached = rewards >= 0.99 * self.env_args["env_kwargs"].get("reward_scale", 1.0)
         return Episode(
             observations=before,
             next_observations=after,
-            actions=poses,
-            rewards=reached.astype(np.float64),  # Shaped rewards stay below that of success.
+            actions=actions,
+            rewards=reached[1:].astype(np.float64),
             states=states,
             seed=-1,
             quality=quality,
-            success=bool(reached.any()),
+            success=bool(reached[1:].any()),
         )
 
-    def _replay(self, states: Array, recorded: Array) -> tuple[dict[str, Array], dict[str, Array], Array]:
-        """Return what our environment observes before and after each step, and the actions as it takes them."""
+    def _replay(self, states: Array, recorded: Array) -> tuple[dict[str, Array], Array, Array]:
+        """Return what our environment observes in T + 1 states, where it sees success, and the T actions it takes."""
         self.env.reset(seed=0)  # What the gripper was told before is nothing to this episode.
-        observed, actions = [], []
+        observed, reached, actions = [], [], []
         for state, action in zip(states, recorded, strict=True):
             observed.append(self.env.observe_state(state))
+            reached.append(self.env.simulation._check_success())
             actions.append(to_poses(self.env, self.controllers, action))
-        self.env.step(actions[-1])  # The state after the last action is not stored.
+        *_, info = self.env.step(actions[-1])  # The state after the last action is not stored.
         observed.append(self.env.observe_state(self.env.get_state()))
-        both = {key: np.stack([each[key] for each in observed]) for key in observed[0]}
-        before, after = ({key: values[part] for key, values in both.items()} for part in (slice(-1), slice(1, None)))
-        return before, after, np.stack(actions)
+        reached.append(info["is_success"])
+        stacked = {key: np.stack([each[key] for each in observed]) for key in observed[0]}
+        return stacked, np.array(reached, dtype=bool), np.stack(actions)
 
     def _compare(self, where: str, seen: dict[str, Array], observed: dict[str, Array], poses: Array) -> None:
         """Compare what was recorded, where something was, with what our environment observes."""
@@ -217,7 +219,9 @@ class RobomimicFile:
 
     def _compare_values(self, where: str, recorded: Array, here: Array) -> None:
         if recorded.shape != here.shape:
-            raise DemonstrationError(f"{where}: the shape is {recorded.shape}, but {self.env_id} has {here.shape} there")
+            raise DemonstrationError(
+                f"{where}: the shape is {recorded.shape}, but {self.env_id} has {here.shape} there"
+            )
         # Sorted and without signs: from 1.5 on robosuite lists the same values in another order, and q and −q are the
         # same rotation.
         difference = np.sort(np.abs(recorded)) - np.sort(np.abs(here))

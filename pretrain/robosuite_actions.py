@@ -19,8 +19,20 @@ Pose = tuple[Array, Array]
 POSE_ACTION = 7
 """Values of an arm's action in robosuite: position 3, axis times angle 3, gripper 1."""
 CONTROL_FREQ = 20
-EXPECTED = {"type": "OSC_POSE", "impedance_mode": "fixed", "control_ori": True, "kp": 150, "damping_ratio": 1}
-"""What a controller must be to move an arm as ours does; all but the type may be left to robosuite, which has the same."""
+FULL = np.ones(6)
+"""The highest inputs of a relative action, unless its controller says otherwise …"""
+STRIDE = np.repeat([0.05, 0.5], 3)
+"""… and what they stand for, in metres and radians."""
+EXPECTED: dict[str, Any] = {
+    "type": "OSC_POSE",
+    "impedance_mode": "fixed",
+    "control_ori": True,
+    "uncouple_pos_ori": True,
+    "interpolation": None,
+    "kp": 150,
+    "damping_ratio": 1,
+}
+"""What a controller must be to move an arm as ours does; but for the type these are what robosuite takes by itself."""
 SLACK = 1e-3
 """By how much an input may exceed its limits: what floats cost."""
 
@@ -37,8 +49,8 @@ class ArmController:
 
     absolute: bool
     in_base: bool
-    inputs: Pose = (-np.ones(6), np.ones(6))
-    outputs: Pose = (-np.repeat([0.05, 0.5], 3), np.repeat([0.05, 0.5], 3))
+    inputs: Pose = (-FULL, FULL)
+    outputs: Pose = (-STRIDE, STRIDE)
 
     def goal(self, values: Array, hand: Pose, base: Pose) -> Pose:
         """Return the pose in the world that an action aims at.
@@ -86,23 +98,21 @@ def _repeated(value: Any, arms: int) -> list[Any]:
 
 
 def _controller(config: Any, version: str) -> ArmController:
-    if not isinstance(config, Mapping):
+    parts = config.get("body_parts") if isinstance(config, Mapping) else None
+    arm = parts.get("right", parts.get("arms", {}).get("right")) if isinstance(parts, Mapping) else config
+    if not isinstance(arm, Mapping):
         raise ValueError("controller_configs does not say how actions are meant")
-    parts = config.get("body_parts")
-    arm = config if parts is None else parts.get("right", parts.get("arms", {}).get("right", {}))
     for key, value in EXPECTED.items():
         found = arm.get(key, None if key == "type" else value)
         if np.any(np.asarray(found) != value):
             raise ValueError(f"recorded with a controller of {key} {found}, but the one here has {value}")
     absolute, in_base = _meaning(arm, modern=parts is not None or _since_1_5(version))
-    limits = {
-        name: tuple(
-            np.broadcast_to(arm.get(f"{name}_{end}", default), 6).astype(float)
-            for end, default in zip(("min", "max"), getattr(ArmController, f"{name}s"), strict=True)
-        )
-        for name in ("input", "output")
-    }
-    return ArmController(absolute, in_base, limits["input"], limits["output"])
+    return ArmController(absolute, in_base, _limits(arm, "input", FULL), _limits(arm, "output", STRIDE))
+
+
+def _limits(arm: Mapping[str, Any], name: str, usual: Array) -> Pose:
+    least, most = arm.get(f"{name}_min", -usual), arm.get(f"{name}_max", usual)
+    return np.broadcast_to(least, 6).astype(float), np.broadcast_to(most, 6).astype(float)
 
 
 def _meaning(arm: Mapping[str, Any], modern: bool) -> tuple[bool, bool]:
@@ -148,7 +158,7 @@ def to_poses(env: RobosuiteEnv, controllers: Sequence[ArmController], action: Ar
     :param controllers: Of all arms
     :param action: (7 arms,)
     """
-    poses = []
+    poses: list[Array] = []
     for k, (controller, values) in enumerate(zip(controllers, action.reshape(-1, POSE_ACTION), strict=True)):
         robot = env.simulation.robots[k]
         site = robot.eef_site_id["right"]
@@ -156,4 +166,5 @@ def to_poses(env: RobosuiteEnv, controllers: Sequence[ArmController], action: Ar
         base = robot.composite_controller.get_controller_base_pose("right")
         position, rotation = controller.goal(values[:6], hand, base)
         poses.append(np.concatenate([position, rotation_6d(rotation), np.clip(values[6:], -1, 1)]))
-    return np.concatenate(poses).astype(np.float32)
+    converted: NDArray[np.float32] = np.concatenate(poses, dtype=np.float32)
+    return converted

@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--absolute",
         action="store_true",
-        help="actions are poses in the world, whatever the file says of its controller (Diffusion Policy's *_abs files)",
+        help="actions are poses in the world whatever the file says, as in those converted for Diffusion Policy",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser

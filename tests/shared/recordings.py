@@ -19,12 +19,13 @@ from zprl_sb3.robot_envs.rotations import matrix_of_6d, rotation_vector
 
 PERFECT = Operator("better", speed=0.024, hover=0.1, arc=0, jitter=0, pause=0, other_yaw=0, scatter=0, miss=0, drop=0)
 # What robosuite 1.4's load_controller_config(default_controller="OSC_POSE") returns, and older files hold.
-OLD_CONTROLLER: dict[str, Any] = {
-    **{"type": "OSC_POSE", "input_max": 1, "input_min": -1, "kp": 150, "damping_ratio": 1, "impedance_mode": "fixed"},
-    **{"output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3, "kp_limits": [0, 300]},
-    **{"damping_ratio_limits": [0, 10], "position_limits": None, "orientation_limits": None},
-    **{"uncouple_pos_ori": True, "control_delta": True, "interpolation": None, "ramp_ratio": 0.2},
-}
+OLD_CONTROLLER: dict[str, Any] = json.loads("""{
+    "type": "OSC_POSE", "input_max": 1, "input_min": -1,
+    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5], "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+    "kp": 150, "damping_ratio": 1, "impedance_mode": "fixed", "kp_limits": [0, 300], "damping_ratio_limits": [0, 10],
+    "position_limits": null, "orientation_limits": null, "uncouple_pos_ori": true, "control_delta": true,
+    "interpolation": null, "ramp_ratio": 0.2
+}""")
 
 
 @functools.cache
@@ -135,29 +136,43 @@ def _robomimic_observation(env: RobosuiteEnv, observed: dict[str, Any], old: boo
     return {"object": ordered if old else observed["object-state"], **{key: observed[key] for key in keys}, **pictures}
 
 
-def record_minari(
-    root: Path, task: str, episodes: int = 2, steps: int = 60, seed: int = 0, dataset_id: str | None = None
-) -> Path:
-    """Record random actions at 100 Hz with Minari's own collector; return the data set's folder.
+def record_minari(root: Path, task: str, episodes: int = 2, steps: int = 60) -> Path:
+    """Record random actions at 100 Hz and let Minari write them; return the data set's folder.
 
     :param root: Folder of all data sets; the environment variable ``MINARI_DATASETS_PATH`` must name it
     :param task: ``"door"``, ``"hammer"``, ``"pen"`` or ``"relocate"``
-    :param episodes: How many
+    :param episodes: How many; episode k starts from the environment's seed k
     :param steps: In each
-    :param seed: Of the first episode
-    :param dataset_id: None for ``"test/<task>-v0"``
     """
     import gymnasium_robotics
-    from minari import DataCollector
+    from minari import create_dataset_from_buffers
 
     gym.register_envs(gymnasium_robotics)
-    env = DataCollector(gym.make(f"AdroitHand{task.capitalize()}-v1", max_episode_steps=steps), record_infos=True)
-    for k in range(seed, seed + episodes):
-        env.reset(seed=k)
-        env.action_space.seed(k)
-        for _ in range(steps):
-            env.step((0.2 * env.action_space.sample()).astype(np.float32))
-    dataset_id = dataset_id or f"test/{task}-v0"
-    env.create_dataset(dataset_id, algorithm_name="random", author="nobody", author_email="nobody@example.org")
-    env.close()
-    return root / dataset_id
+    env = gym.make(f"AdroitHand{task.capitalize()}-v1", max_episode_steps=steps)
+    who = {"algorithm_name": "random", "author": "nobody", "author_email": "nobody@example.org"}
+    buffers = [_minari_episode(env, k, steps) for k in range(episodes)]
+    create_dataset_from_buffers(f"test/{task}-v0", buffers, env=env, **who)
+    return root / f"test/{task}-v0"
+
+
+def _minari_episode(env: gym.Env[Any, Any], seed: int, steps: int) -> Any:
+    from minari.data_collector import EpisodeBuffer  # whose own way of adding steps needs JAX
+
+    observations, (actions, rewards, over, success) = [env.reset(seed=seed)[0]], ([], [], [], [])
+    env.action_space.seed(seed)
+    for _ in range(steps):
+        actions.append((0.2 * env.action_space.sample()).astype(np.float32))
+        observation, reward, _, truncated, info = env.step(actions[-1])
+        observations.append(observation)
+        rewards.append(float(reward))
+        over.append(truncated)
+        success.append(bool(info["success"]))
+    return EpisodeBuffer(
+        seed=seed,
+        observations=observations,
+        actions=actions,
+        rewards=rewards,
+        terminations=[False] * steps,
+        truncations=over,
+        infos={"success": np.array(success)},
+    )
