@@ -107,7 +107,7 @@ def _read(path: Path, file: h5py.File) -> Demonstrations:
     if env_args.get("type") == ROBOSUITE:
         raise DemonstrationError(
             f"{path}: recorded in robosuite's own {env_args['env_name']}, whose observations and actions are others. "
-            f"Convert it with: zprl convert --from robomimic {path} --output <file>.hdf5"
+            f"Convert it with: zprl convert {path} --output <file>.hdf5"
         )
     demos = [member(path, data, name) for name in names]
     keys = list(member(path, demos[0], "obs"))

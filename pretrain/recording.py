@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from zprl_sb3.pretrain.demonstrations import DemonstrationError
 
 GYM_ENVIRONMENT = 2  # robomimic's number for environments made by gym.make
 VALIDATION_SHARE = 0.1
+QUALITIES = ("better", "okay", "worse")
 
 Array = NDArray[Any]
 
@@ -44,6 +45,28 @@ class Episode:
     seed: int
     quality: str
     success: bool
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Another project's data set as demonstrations of one of our environments.
+
+    :param env_id: Gymnasium id
+    :param env_kwargs: What ``gym.make`` needs besides the id
+    :param env_version: Version of the simulator that is installed
+    :param origin: Where it comes from, in words that can be JSON
+    :param masks: For each name in the data set the indices of its episodes
+    :param count: How many episodes there are
+    :param episodes: The episodes, made one by one
+    """
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    env_version: str
+    origin: dict[str, Any]
+    masks: dict[str, list[int]]
+    count: int
+    episodes: Iterator[Episode]
 
 
 def save_demonstrations(
@@ -114,7 +137,7 @@ def _write_masks(masks: h5py.Group, groups: Sequence[h5py.Group], given: Mapping
         "success": [bool(group.attrs["success"]) for group in groups],
     }
     qualities = [group.attrs["quality"] for group in groups]
-    for quality in dict.fromkeys(("better", "okay", "worse", *filter(None, qualities))):
+    for quality in dict.fromkeys((*QUALITIES, *filter(None, qualities))):
         members[quality] = [each == quality for each in qualities]
     members |= {mask: [k in chosen for k in range(len(groups))] for mask, chosen in given.items()}
     for mask, chosen in members.items():

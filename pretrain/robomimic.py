@@ -2,13 +2,14 @@
 
 A file holds what robosuite of its time observed and what its controllers were told. The stored simulator states are
 what lasts: each is set in our environment, which then observes it itself, and the recorded observations are only
-compared with that. So a policy sees in training exactly what it will see later.
+compared with that. So a policy sees in training what it will see later, but for the one step of the physics (2 ms) by
+which robosuite's own observations are late.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from zprl_sb3.files import sha256
 from zprl_sb3.pretrain.demonstrations import (
+    ROBOSUITE,
     DemonstrationError,
     demo_names,
     member,
@@ -28,230 +30,229 @@ from zprl_sb3.pretrain.demonstrations import (
     read_env_args,
     read_masks,
 )
-from zprl_sb3.pretrain.recording import Episode
-from zprl_sb3.pretrain.robosuite_actions import read_controllers, to_poses
+from zprl_sb3.pretrain.recording import QUALITIES, Episode, Recording
+from zprl_sb3.pretrain.robosuite_actions import check_actions, read_controllers, to_poses
 from zprl_sb3.robot_envs import robosuite_id
-from zprl_sb3.robot_envs.base import IMAGE_SIZE, image_key
+from zprl_sb3.robot_envs.base import IMAGE_SIZE, check_arguments, image_key
 from zprl_sb3.robot_envs.robosuite import TASKS, RobosuiteEnv
 
 Array = NDArray[Any]
 
 ENVIRONMENTS = {task.name: robosuite_id(name) for name, task in TASKS.items()}
 """Our ids by robosuite's names."""
-QUALITIES = ("better", "okay", "worse")
 RECORDED_QUALITY = "full"
 """How robosuite renders, see :data:`~zprl_sb3.robot_envs.rendering.QUALITIES`."""
 TOLERANCE = 0.02
 """By how much a recorded observation may differ, in metres or as part of a quaternion, halfway through the sorted
 steps. Not at each: some versions of robosuite record values that are one step old."""
+FAR = 0.3
+"""Metres from the hand, halfway through the sorted steps, at which a target cannot be a target."""
 IMAGE_TOLERANCE = 25.0
 """By how much, of 255, the mean pixel of an image may differ; another view differs by more."""
+RENDER_ADVICE = "Have them rendered anew from the stored states: --render fast"
 
 
 class RobomimicFile:
-    """A data set of robomimic, episode by episode as our environment has it; see :func:`open_robomimic`.
+    """A data set of robomimic as our environment has it; made by :func:`open_robomimic`.
 
-    :param path: The file
-    :param file: The same, open
+    :param path: Its HDF5 file
     :param observation: ``"state"`` or ``"image"``
     :param render: ``"fast"`` or ``"full"`` renders images anew; None takes the recorded ones
+    :param absolute: Actions are poses in the world, whatever the file says of its controller
     :raises DemonstrationError: If it cannot be converted
     """
 
-    def __init__(self, path: Path, file: h5py.File, observation: str = "state", render: str | None = None) -> None:
+    def __init__(self, path: Path, observation: str, render: str | None, absolute: bool) -> None:
         self.path, self.observation, self.render = path, observation, render
-        self._data = member(path, file, "data")
-        self.names = demo_names(path, self._data)
-        self.masks = read_masks(path, file, self.names)
-        env_args = read_env_args(path, self._data)
-        self.recorded_version = str(env_args.get("env_version") or "")
-        self._shaped = bool(env_args["env_kwargs"].get("reward_shaping", False))
-        self.env_id = self._known(env_args["env_name"])
-        self.env_kwargs: dict[str, Any] = {"observation": observation}
-        if observation == "image":
-            self.env_kwargs["render_quality"] = render or RECORDED_QUALITY
-        self._env = _make(self.env_id, render or RECORDED_QUALITY)
+        with opened(path) as file:
+            data = member(path, file, "data")
+            self.names = demo_names(path, data)
+            self.masks = read_masks(path, file, self.names)
+            self.env_args = read_env_args(path, data)
+        self.env_id = self._known_id()
+        self.quality = render or RECORDED_QUALITY
+        self.env = _make(self.env_id, self.quality)
+        self.arms = len(self.env.task.homes)
+        kwargs, self.recorded_version = self.env_args["env_kwargs"], str(self.env_args.get("env_version") or "")
         try:
-            arms = len(self._env.task.homes)
-            self._controllers = read_controllers(env_args["env_kwargs"], self.recorded_version, arms)
+            self.controllers = read_controllers(kwargs, self.recorded_version, self.arms, absolute)
         except ValueError as error:
             raise DemonstrationError(f"{path}, env_args: {error}") from error
-        self._check_first()
-        self.source = {
+        # All of them now, and not after an hour of work.
+        for name in self.names:
+            with opened(path) as file:
+                self._check(file["data"][name])
+
+    def recording(self) -> Recording:
+        """Return all of it, with episodes that are made one by one."""
+        env_kwargs = {"observation": self.observation}
+        if self.observation == "image":
+            env_kwargs["render_quality"] = self.quality
+        origin = {
             "format": "robomimic",
-            "file": path.name,
-            "sha256": sha256(path),
-            "env_name": env_args["env_name"],
+            "file": self.path.name,
+            "sha256": sha256(self.path),
+            "env_name": self.env_args["env_name"],
             "env_version": self.recorded_version,
         }
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def close(self) -> None:
-        """Free the simulation."""
-        self._env.close()
-
-    def episode(self, k: int) -> Episode:
-        """Return episode k as our environment observes it, with actions that it takes.
-
-        :raises DemonstrationError: If it holds what does not fit
-        """
-        name = self.names[k]
-        demo = self._data[name]
-        states, recorded = (read_array(self.path, demo, key, np.float64) for key in ("states", "actions"))
-        rewards = member(self.path, demo, "rewards")[()]
-        if not len(states) == len(recorded) == len(rewards):
-            raise DemonstrationError(
-                f"{self.path}, {name}: {len(states)} states, {len(recorded)} actions, {len(rewards)} rewards"
-            )
-        try:
-            actions = to_poses(self._env, self._controllers, recorded, states)
-            observations = _stacked(self._env.observe_state(state) for state in states)
-            last, success, *_ = self._env.step(actions[-1])  # What followed the last action is not stored.
-        except ValueError as error:
-            raise DemonstrationError(f"{self.path}, {name}: {error}") from error
-        self._check_recorded(demo, observations)
-        following = {key: np.concatenate([values[1:], last[key][None]]) for key, values in observations.items()}
-        if self.observation == "image":
-            del observations["object"], following["object"]
-            observations |= self._images(demo, states)
-        rewards = self._successes(states, success) if self._shaped else rewards > 0
-        return Episode(
-            observations=observations,
-            next_observations=following,
-            actions=actions,
-            rewards=rewards.astype(np.float64),
-            states=states,
-            seed=-1,
-            quality=next((quality for quality in QUALITIES if k in self.masks.get(quality, ())), ""),
-            success=bool(rewards.any()),
+        return Recording(
+            env_id=self.env_id,
+            env_kwargs=env_kwargs,
+            env_version=version("robosuite"),
+            origin=origin,
+            masks=self.masks,
+            count=len(self.names),
+            episodes=self._episodes(),
         )
 
-    def _known(self, name: str) -> str:
+    def _known_id(self) -> str:
+        name, kind = self.env_args["env_name"], self.env_args.get("type")
+        if kind != ROBOSUITE:
+            raise DemonstrationError(
+                f"{self.path}: recorded in {name}, which is none of robosuite's environments (type {kind}). If it is "
+                f"a Gymnasium environment, zprl pretrain takes the file as it is: demos={self.path}"
+            )
         if name not in ENVIRONMENTS:
             raise DemonstrationError(
                 f"{self.path}: there is no environment for robosuite's {name!r}, only for {', '.join(ENVIRONMENTS)}"
             )
         return ENVIRONMENTS[name]
 
-    def _check_first(self) -> None:
-        """Find what is wrong with all episodes before the first hour of work."""
-        demo = self._data[self.names[0]]
-        states = read_array(self.path, demo, "states", np.float64)
-        size = len(self._env.get_state())
-        if states.shape[1] != size:
+    def _check(self, demo: h5py.Group) -> None:
+        where = self._where(demo)
+        states, actions = self._arrays(demo)
+        if len(states) != len(actions):
+            raise DemonstrationError(f"{where}: {len(states)} states, but {len(actions)} actions")
+        size = len(self.env.get_state())
+        if states.shape[1:] != (size,):
             raise DemonstrationError(
-                f"{self.path}, {demo.name[6:]}, states: {states.shape[1]} values, but a state of {self.env_id} has "
-                f"{size}; {self._versions()}"
+                f"{where}, states: {states.shape[1]} values, but a state of {self.env_id} has {size}; "
+                f"{self._versions()}"
             )
+        try:
+            check_actions(self.controllers, actions)
+        except ValueError as error:
+            raise DemonstrationError(f"{where}, actions: {error}") from error
         if self.observation == "image" and self.render is None:
-            for camera in self._env.cameras:
-                self._recorded_images(demo, image_key(camera))
+            for camera in self.env.cameras:
+                self._check_image(demo, image_key(camera), len(actions))
+
+    def _where(self, demo: h5py.Group) -> str:
+        return f"{self.path}, {demo.name.rpartition('/')[2]}"
+
+    def _arrays(self, demo: h5py.Group) -> tuple[Array, Array]:
+        states, actions = (read_array(self.path, demo, key, np.float64) for key in ("states", "actions"))
+        return states, actions
 
     def _versions(self) -> str:
         recorded = self.recorded_version or "of an unknown version"
-        return f"it was recorded with robosuite {recorded}, installed is {self.env_version}"
+        return f"it was recorded with robosuite {recorded}, installed is {version('robosuite')}"
 
-    @property
-    def env_version(self) -> str:
-        """The installed version of robosuite."""
-        return version("robosuite")
-
-    def _successes(self, states: Array, last: float) -> Array:
-        # Shaped rewards are positive everywhere. The reward of an action is that of the state after it.
-        reached = []
-        for state in states[1:]:
-            self._env.set_state(state)
-            reached.append(float(self._env.simulation._check_success()))
-        return np.array([*reached, last])
-
-    def _check_recorded(self, demo: h5py.Group, observations: dict[str, Array]) -> None:
-        """Compare with what was recorded, where something was."""
-        recorded = demo.get("obs", {})
-        for k in range(len(self._env.task.homes)):
-            for part, first, size in (("eef_pos", 0, 3), ("gripper_qpos", 7, 2)):
-                key = f"robot{k}_{part}"
-                if key in recorded:
-                    here = observations["proprio"][:, 9 * k + first : 9 * k + first + size]
-                    self._compare(demo, key, {key: here}, [(key, size)])
-        for key in {"object", "object-state"}.intersection(recorded):
-            # From 1.5 on robosuite lists the same values in another order than robomimic's data sets do.
-            raw = self._env.simulation._get_observations()
-            ours = [(name, np.size(raw[name])) for name in self._env.task.objects]
-            starts = np.cumsum([0, *(size for _, size in ours)])
-            parts = {
-                name: observations["object"][:, start : start + size]
-                for (name, size), start in zip(ours, starts, strict=False)
-            }
-            theirs = sorted(ours, key=lambda entry: list(raw).index(entry[0]))
-            self._compare(demo, key, parts, ours, theirs)
-
-    def _compare(self, demo: h5py.Group, key: str, parts: dict[str, Array], *orders: list[tuple[str, int]]) -> None:
-        values = read_array(self.path, demo["obs"], key)
-        where = f"{self.path}, {demo.name[6:]}, obs/{key}"
-        size = sum(part.shape[1] for part in parts.values())
-        if values.shape[1] != size:
-            raise DemonstrationError(f"{where}: {values.shape[1]} values, but {self.env_id} has {size} there")
-        faults = []
-        for order in orders:
-            starts = np.cumsum([size for _, size in order])[:-1]
-            pieces = np.split(values, starts, axis=1)
-            names = [f"{name}[{i}]" for name, size in order for i in range(size)]
-            errors = [_typical_error(name, parts[name], piece) for (name, _), piece in zip(order, pieces, strict=True)]
-            error = np.concatenate(errors)
-            faults.append((error.max(), names[int(error.argmax())], int(error.argmax())))
-        error, name, dimension = min(faults)
-        if error > TOLERANCE:
+    def _check_image(self, demo: h5py.Group, key: str, steps: int) -> None:
+        if key not in demo.get("obs", {}):
+            raise DemonstrationError(f"{self._where(demo)}: it holds no images obs/{key}. {RENDER_ADVICE}")
+        images, needed = demo["obs"][key], (steps, IMAGE_SIZE, IMAGE_SIZE, 3)
+        if images.dtype != np.uint8 or images.shape != needed:
             raise DemonstrationError(
-                f"{where}: dimension {dimension} ({name}) differs by {error:.3f} from what {self.env_id} observes in "
-                f"the stored states; {self._versions()}"
+                f"{self._where(demo)}, obs/{key}: images are {images.dtype} {images.shape}, needed is uint8 {needed}. "
+                f"{RENDER_ADVICE}"
             )
 
-    def _images(self, demo: h5py.Group, states: Array) -> dict[str, Array]:
-        if self.render is not None:
-            return _stacked(self._seen(state) for state in states)
-        images = {key: self._recorded_images(demo, key) for key in map(image_key, self._env.cameras)}
-        for key, here in self._seen(states[0]).items():
-            difference = float(np.abs(images[key][0].astype(float) - here).mean())
+    def _episodes(self) -> Iterator[Episode]:
+        for k, name in enumerate(self.names):
+            quality = next((quality for quality in QUALITIES if k in self.masks.get(quality, ())), "")
+            yield self._episode(name, quality)
+
+    def _episode(self, name: str, quality: str) -> Episode:
+        with opened(self.path) as file:
+            demo = file["data"][name]
+            states, recorded = self._arrays(demo)
+            seen = {key: demo["obs"][key][()] for key in demo.get("obs", {})}
+        observations, reached, actions = self._replay(states, recorded)
+        before, after = (
+            {key: both[part] for key, both in observations.items()} for part in (slice(-1), slice(1, None))
+        )
+        self._compare(f"{self.path}, {name}", seen, before, actions)
+        if self.observation == "image":
+            del before["object"], after["object"]
+            before |= self._images(f"{self.path}, {name}", seen, states)
+        return Episode(
+            observations=before,
+            next_observations=after,
+            actions=actions,
+            rewards=reached[1:].astype(np.float64),
+            states=states,
+            seed=-1,
+            quality=quality,
+            success=bool(reached[1:].any()),
+        )
+
+    def _replay(self, states: Array, recorded: Array) -> tuple[dict[str, Array], Array, Array]:
+        """Return what our environment observes in T + 1 states, where it sees success, and the T actions it takes."""
+        self.env.reset(seed=0)  # What the gripper was told before is nothing to this episode.
+        observed, reached, actions = [], [], []
+        for state, action in zip(states, recorded, strict=True):
+            observed.append(self.env.observe_state(state))
+            reached.append(self.env.simulation._check_success())
+            actions.append(to_poses(self.env, self.controllers, action))
+        *_, info = self.env.step(actions[-1])  # The state after the last action is not stored.
+        observed.append(self.env.observe_state(self.env.get_state()))
+        reached.append(info["is_success"])
+        stacked = {key: np.stack([each[key] for each in observed]) for key in observed[0]}
+        return stacked, np.array(reached, dtype=bool), np.stack(actions)
+
+    def _compare(self, where: str, seen: dict[str, Array], observed: dict[str, Array], poses: Array) -> None:
+        """Compare what was recorded, where something was, with what our environment observes."""
+        pairs = {"object": observed["object"]}
+        for k in range(self.arms):
+            position, fingers = observed["proprio"][:, 9 * k : 9 * k + 3], observed["proprio"][:, 9 * k + 7 : 9 * k + 9]
+            pairs |= {f"robot{k}_eef_pos": position, f"robot{k}_gripper_qpos": fingers}
+            distance = np.median(np.linalg.norm(poses[:, 10 * k : 10 * k + 3] - position, axis=1))
+            if distance > FAR:
+                raise DemonstrationError(
+                    f"{where}: half of the actions aim at least {distance:.2f} m away from the hand: they are no "
+                    "poses in the world, or in another frame than the file says"
+                )
+        for key, here in pairs.items():
+            if key in seen:
+                self._compare_values(f"{where}, obs/{key}", seen[key], here)
+
+    def _compare_values(self, where: str, recorded: Array, here: Array) -> None:
+        if recorded.shape != here.shape:
+            raise DemonstrationError(
+                f"{where}: the shape is {recorded.shape}, but {self.env_id} has {here.shape} there"
+            )
+        # Sorted and without signs: from 1.5 on robosuite lists the same values in another order, and q and −q are the
+        # same rotation.
+        difference = np.sort(np.abs(recorded)) - np.sort(np.abs(here))
+        error = float(np.median(np.abs(difference), axis=0).max())
+        if not error <= TOLERANCE:
+            raise DemonstrationError(
+                f"{where}: it differs by {error:.3f} from what {self.env_id} observes in the stored states; "
+                f"{self._versions()}"
+            )
+
+    def _images(self, where: str, seen: dict[str, Array], states: Array) -> dict[str, Array]:
+        chosen = states if self.render else states[:1]
+        frames = [self._frame(state) for state in chosen]
+        rendered = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+        if self.render:
+            return rendered
+        for key, (first,) in rendered.items():
+            difference = float(np.abs(seen[key][0].astype(float) - first).mean())
             if difference > IMAGE_TOLERANCE:
                 raise DemonstrationError(
-                    f"{self.path}, {demo.name[6:]}, obs/{key}: it looks unlike what {self.env_id} shows in the same "
-                    f"state (mean difference {difference:.0f} of 255). Have the images rendered anew: --render fast"
+                    f"{where}, obs/{key}: it looks unlike what {self.env_id} shows in the same state (mean difference "
+                    f"{difference:.0f} of 255). {RENDER_ADVICE}"
                 )
-        return images
+        return {key: seen[key] for key in rendered}
 
-    def _seen(self, state: Array) -> dict[str, Array]:
-        self._env.set_state(state)
-        return self._env.images()
-
-    def _recorded_images(self, demo: h5py.Group, key: str) -> Array:
-        where, advice = f"{self.path}, {demo.name[6:]}", "Have them rendered from the stored states: --render fast"
-        if key not in demo.get("obs", {}):
-            raise DemonstrationError(f"{where}: it holds no images obs/{key}. {advice}")
-        images = demo["obs"][key]
-        if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-            raise DemonstrationError(
-                f"{where}, obs/{key}: images are {images.dtype} {images.shape[1:]}, needed is uint8 "
-                f"{(IMAGE_SIZE, IMAGE_SIZE, 3)}. {advice}"
-            )
-        if len(images) != len(demo["actions"]):
-            raise DemonstrationError(f"{where}, obs/{key}: {len(images)} images for {len(demo['actions'])} actions")
-        return np.asarray(images[()])
+    def _frame(self, state: Array) -> dict[str, Array]:
+        self.env.set_state(state)
+        return self.env.images()
 
 
-def _typical_error(name: str, here: Array, recorded: Array) -> Array:
-    if name.endswith("quat"):  # q and −q are the same rotation
-        recorded = recorded * np.where((here * recorded).sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
-    error: Array = np.median(np.abs(here - recorded), axis=0)
-    return error
-
-
-def _stacked(rows: Iterable[dict[str, Array]]) -> dict[str, Array]:
-    listed = list(rows)
-    return {key: np.stack([row[key] for row in listed]) for key in listed[0]}
-
-
+@functools.lru_cache(maxsize=1)
 def _make(env_id: str, render_quality: str) -> RobosuiteEnv:
     env = gym.make(env_id, observation="state", render_quality=render_quality).unwrapped
     assert isinstance(env, RobosuiteEnv)
@@ -259,22 +260,21 @@ def _make(env_id: str, render_quality: str) -> RobosuiteEnv:
     return env
 
 
-@contextmanager
-def open_robomimic(path: str | Path, observation: str = "state", render: str | None = None) -> Iterator[RobomimicFile]:
-    """Open a data set of robomimic that was recorded in robosuite.
+def open_robomimic(
+    path: str | Path, observation: str = "state", render: str | None = None, absolute: bool = False
+) -> Recording:
+    """Return a data set of robomimic that was recorded in robosuite as demonstrations of our environment.
+
+    Relative actions become the poses at which they aimed, from the stored states: what robosuite's controller makes of
+    them. Absolute ones get a rotation in six numbers.
 
     :param path: Its HDF5 file
     :param observation: ``"state"`` or ``"image"``
     :param render: ``"fast"`` or ``"full"`` renders images anew; None takes the recorded ones
+    :param absolute: Actions are poses in the world, whatever the file says of its controller
     :raises DemonstrationError: If the file is damaged, or of a task, robot or controller that we do not have
+    :raises ValueError: If an argument is unknown
     :raises ImportError: If robosuite is not installed
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DemonstrationError(f"{path}: no such file")
-    with opened(path) as file:
-        source = RobomimicFile(path, file, observation, render)
-        try:
-            yield source
-        finally:
-            source.close()
+    check_arguments(observation, None, render or RECORDED_QUALITY)
+    return RobomimicFile(Path(path), observation, render, absolute).recording()

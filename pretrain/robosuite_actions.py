@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zprl_sb3.robot_envs.robosuite import ARM_ACTION, RobosuiteEnv
-from zprl_sb3.robot_envs.rotations import matrix_of_6d, matrix_of_vector, rotation_6d, rotation_vector
+from zprl_sb3.robot_envs.robosuite import RobosuiteEnv
+from zprl_sb3.robot_envs.rotations import matrix_of_vector, rotation_6d
 
 Array = NDArray[np.float64]
 Pose = tuple[Array, Array]
 
 POSE_ACTION = 7
 """Values of an arm's action in robosuite: position 3, axis times angle 3, gripper 1."""
-STIFFNESS = 150.0
 CONTROL_FREQ = 20
-FAR = (0.3, 1.0)
-"""Metres and radians from the hand, halfway through the sorted steps, at which a target cannot be a target."""
+FULL = np.ones(6)
+"""The highest inputs of a relative action, unless its controller says otherwise …"""
+STRIDE = np.repeat([0.05, 0.5], 3)
+"""… and what they stand for, in metres and radians."""
+EXPECTED: dict[str, Any] = {
+    "type": "OSC_POSE",
+    "impedance_mode": "fixed",
+    "control_ori": True,
+    "uncouple_pos_ori": True,
+    "interpolation": None,
+    "kp": 150,
+    "damping_ratio": 1,
+}
+"""What a controller must be to move an arm as ours does; but for the type these are what robosuite takes by itself."""
+SLACK = 1e-3
+"""By how much an input may exceed its limits: what floats cost."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +49,8 @@ class ArmController:
 
     absolute: bool
     in_base: bool
-    inputs: Pose = (-np.ones(6), np.ones(6))
-    outputs: Pose = (-np.repeat([0.05, 0.5], 3), np.repeat([0.05, 0.5], 3))
+    inputs: Pose = (-FULL, FULL)
+    outputs: Pose = (-STRIDE, STRIDE)
 
     def goal(self, values: Array, hand: Pose, base: Pose) -> Pose:
         """Return the pose in the world that an action aims at.
@@ -49,18 +63,20 @@ class ArmController:
         if self.absolute:
             return origin + frame @ values[:3], frame @ matrix_of_vector(values[3:])
         (low, high), (least, most) = self.inputs, self.outputs
-        share = (np.clip(values, low, high) - low) / (high - low)
-        delta = least + share * (most - least)
+        delta = least + (np.clip(values, low, high) - low) / (high - low) * (most - least)
         turn = frame @ matrix_of_vector(delta[3:]) @ frame.T
         return hand[0] + frame @ delta[:3], turn @ hand[1]
 
 
-def read_controllers(env_kwargs: Mapping[str, Any], version: str, arms: int) -> list[ArmController]:
+def read_controllers(
+    env_kwargs: Mapping[str, Any], version: str, arms: int, absolute: bool = False
+) -> list[ArmController]:
     """Return the controllers of all arms, as robosuite's arguments describe them.
 
     :param env_kwargs: Those of ``robosuite.make``, from robosuite 1.5 or before
     :param version: robosuite's, ``""`` if unknown
     :param arms: How many there are
+    :param absolute: Actions are poses in the world, whatever the arguments say
     :raises ValueError: If there is another robot, controller or rate than our environments have
     """
     frequency = env_kwargs.get("control_freq", CONTROL_FREQ)
@@ -72,7 +88,8 @@ def read_controllers(env_kwargs: Mapping[str, Any], version: str, arms: int) -> 
     configs = _repeated(env_kwargs.get("controller_configs"), arms)
     if len(configs) != arms:
         raise ValueError(f"controller_configs has {len(configs)} entries for {arms} arms")
-    return [_controller(config, version) for config in configs]
+    controllers = [_controller(config, version) for config in configs]
+    return [replace(each, absolute=True, in_base=False) if absolute else each for each in controllers]
 
 
 def _repeated(value: Any, arms: int) -> list[Any]:
@@ -81,76 +98,73 @@ def _repeated(value: Any, arms: int) -> list[Any]:
 
 
 def _controller(config: Any, version: str) -> ArmController:
-    if not isinstance(config, Mapping):
+    parts = config.get("body_parts") if isinstance(config, Mapping) else None
+    arm = parts.get("right", parts.get("arms", {}).get("right")) if isinstance(parts, Mapping) else config
+    if not isinstance(arm, Mapping):
         raise ValueError("controller_configs does not say how actions are meant")
-    parts = config.get("body_parts", {})
-    arm = parts.get("right", parts.get("arms", {}).get("right", {})) if parts else config
-    _check_controller(arm)
-    # Up to 1.4 everything is in the world's frame and control_delta decides; from 1.5 on that is ignored silently.
-    modern = bool(parts) or (version != "" and not version.startswith(("0.", "1.0", "1.1", "1.2", "1.3", "1.4")))
-    if modern:
-        absolute = arm.get("input_type", "delta") == "absolute"
-        in_base = arm.get("input_ref_frame", "base") == "base"
-    else:
-        absolute, in_base = not arm.get("control_delta", True), False
-    default = ArmController(absolute, in_base)
-    low, high = (np.broadcast_to(arm.get(f"input_{end}", sign), 6) for end, sign in (("min", -1), ("max", 1)))
-    least, most = (arm.get(f"output_{end}", default.outputs[k]) for k, end in enumerate(("min", "max")))
-    return ArmController(
-        absolute,
-        in_base,
-        (low.astype(float), high.astype(float)),
-        (np.broadcast_to(least, 6).astype(float), np.broadcast_to(most, 6).astype(float)),
-    )
-
-
-def _check_controller(arm: Mapping[str, Any]) -> None:
-    expected = {"type": "OSC_POSE", "impedance_mode": "fixed", "control_ori": True, "kp": STIFFNESS}
-    for key, value in expected.items():
+    for key, value in EXPECTED.items():
         found = arm.get(key, None if key == "type" else value)
         if np.any(np.asarray(found) != value):
             raise ValueError(f"recorded with a controller of {key} {found}, but the one here has {value}")
+    absolute, in_base = _meaning(arm, modern=parts is not None or _since_1_5(version))
+    return ArmController(absolute, in_base, _limits(arm, "input", FULL), _limits(arm, "output", STRIDE))
 
 
-def to_poses(
-    env: RobosuiteEnv, controllers: Sequence[ArmController], actions: Array, states: Array
-) -> NDArray[np.float32]:
-    """Return the actions of one episode as ``env`` takes them: position, rotation in six numbers, gripper.
+def _limits(arm: Mapping[str, Any], name: str, usual: Array) -> Pose:
+    least, most = arm.get(f"{name}_min", -usual), arm.get(f"{name}_max", usual)
+    return np.broadcast_to(least, 6).astype(float), np.broadcast_to(most, 6).astype(float)
 
-    :param env: The environment; it is left in the last state
+
+def _meaning(arm: Mapping[str, Any], modern: bool) -> tuple[bool, bool]:
+    # Up to 1.4 all is in the world's frame and control_delta decides, which later versions silently ignore.
+    if modern:
+        return arm.get("input_type", "delta") == "absolute", arm.get("input_ref_frame", "base") == "base"
+    return not arm.get("control_delta", True), False
+
+
+def _since_1_5(version: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and tuple(map(int, numbers.groups())) >= (1, 5)
+
+
+def check_actions(controllers: Sequence[ArmController], actions: Array) -> None:
+    """Find actions that the controllers cannot have been given.
+
     :param controllers: Of all arms
-    :param actions: (T, 7 arms), or (T, 10 arms), which are poses in the world already
-    :param states: (T, S), before each action
-    :raises ValueError: If the actions are of another size, or aim far away from where the hand is
+    :param actions: (T, 7 arms)
+    :raises ValueError: If they are of another size, or exceed what a relative controller takes
     """
-    arms = len(controllers)
-    size = actions.shape[1] // arms
-    if size * arms != actions.shape[1] or size not in (POSE_ACTION, ARM_ACTION):
+    if actions.shape[1:] != (POSE_ACTION * len(controllers),):
         raise ValueError(
-            f"actions have {actions.shape[1]} values; with {arms} arm{'s' * (arms > 1)} they must have "
-            f"{POSE_ACTION * arms} (position, axis-angle, gripper) or {ARM_ACTION * arms} (rotation in six numbers)"
+            f"actions have the shape {actions.shape}; {len(controllers)} arm{'s' * (len(controllers) > 1)} need "
+            f"{POSE_ACTION * len(controllers)} values a step (position, axis-angle, gripper)"
         )
-    converted, distances = [], []
-    for state, action in zip(states, actions, strict=True):
-        env.set_state(state)
-        for k, (controller, values) in enumerate(zip(controllers, action.reshape(arms, size), strict=True)):
-            hand, base = _hand(env, k), env.simulation.robots[k].composite_controller.get_controller_base_pose("right")
-            if size == ARM_ACTION:
-                position, rotation = values[:3], matrix_of_6d(values[3:9])
-            else:
-                position, rotation = controller.goal(values[:6], hand, base)
-            converted.append([*position, *rotation_6d(rotation), values[-1]])
-            turn = np.linalg.norm(rotation_vector(rotation @ hand[1].T))
-            distances.append([np.linalg.norm(position - hand[0]), turn])
-    for distance, limit, unit in zip(np.median(distances, axis=0), FAR, ("m", "rad"), strict=True):
-        if distance > limit:
+    for k, controller in enumerate(controllers):
+        values = actions[:, POSE_ACTION * k : POSE_ACTION * k + 6]
+        low, high = controller.inputs
+        outside = (values < low - SLACK) | (values > high + SLACK)
+        if not controller.absolute and outside.any():
             raise ValueError(
-                f"half of the actions aim at least {distance:.2f} {unit} away from where the hand is: they are no "
-                "poses in the world, or their six numbers are not the first two rows of a rotation matrix"
+                f"an action of {values[outside][0]:.3f}, but the relative controller takes {low.min():g} to "
+                f"{high.max():g}. If the actions are poses in the world in spite of what the file says of its "
+                "controller, as in files that were converted for Diffusion Policy: --absolute"
             )
-    return np.array(converted, dtype=np.float32).reshape(len(actions), arms * ARM_ACTION)
 
 
-def _hand(env: RobosuiteEnv, index: int) -> Pose:
-    site = env.simulation.robots[index].eef_site_id["right"]
-    return env.data.site_xpos[site].copy(), env.data.site_xmat[site].reshape(3, 3).copy()
+def to_poses(env: RobosuiteEnv, controllers: Sequence[ArmController], action: Array) -> NDArray[np.float32]:
+    """Return an action as ``env`` takes it: for each arm position 3, rotation 6, gripper 1.
+
+    :param env: In the state in which the action was given
+    :param controllers: Of all arms
+    :param action: (7 arms,)
+    """
+    poses: list[Array] = []
+    for k, (controller, values) in enumerate(zip(controllers, action.reshape(-1, POSE_ACTION), strict=True)):
+        robot = env.simulation.robots[k]
+        site = robot.eef_site_id["right"]
+        hand = env.data.site_xpos[site].copy(), env.data.site_xmat[site].reshape(3, 3).copy()
+        base = robot.composite_controller.get_controller_base_pose("right")
+        position, rotation = controller.goal(values[:6], hand, base)
+        poses.append(np.concatenate([position, rotation_6d(rotation), np.clip(values[6:], -1, 1)]))
+    converted: NDArray[np.float32] = np.concatenate(poses, dtype=np.float32)
+    return converted

@@ -172,7 +172,11 @@ class RobosuiteEnv(SimulatedEnv):
         return self._observe(), float(success), success, False, {"is_success": success}
 
     def observe_state(self, state: NDArray[np.float64]) -> Observation:
-        """Set what :meth:`get_state` returned, and return what is observed there."""
+        """Set what :meth:`get_state` returned, and return what is observed there.
+
+        Later steps of this episode may return observations from the middle of a step: robosuite's clock for when to
+        observe is not part of the state.
+        """
         self.set_state(state)
         # Twice: what builds on observables further down the list is made from their values before the update.
         self._simulation._get_observations(force_update=True)

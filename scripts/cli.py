@@ -12,6 +12,7 @@ import gymnasium as gym
 PROGRAMS = {
     "quickstart": "the whole way on one task, in minutes: collect, pretrain, train, evaluate, report",
     "collect": "demonstrations from imperfect scripted demonstrators -> HDF5 in robomimic's layout",
+    "convert": "robomimic's or Minari's data sets -> demonstrations for pretrain",
     "pretrain": "demonstrations -> frozen flow policy with a bottleneck",
     "train": "frozen policy -> steered policy, with SteeringSAC",
     "evaluate": "success of a base or steered policy on fixed episodes, as JSON",

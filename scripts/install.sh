@@ -101,4 +101,7 @@ fi
 say "Python packages (some minutes the first time)"
 .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[sim,analysis,dev]"
+# Only for tests: its own loader reads our files. It depends on torchvision, and so on CUDA, which that part does not need.
+.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps --no-build-isolation robomimic \
+    || warn "robomimic could not be installed: the tests that need it will be skipped"
 say "done"

@@ -95,7 +95,12 @@ def assert_installed(machine: Machine, python: str = "python3") -> None:
     """The virtual environment was made, then torch alone and pinned, then the rest."""
     pip = "python -m pip install -q --disable-pip-version-check -c constraints.txt"
     calls = [call for call in machine.calls() if not call.startswith("apt-get")]
-    assert calls == [f"venv of {python}", f"{pip} torch", f"{pip} -e .[sim,analysis,dev]"]
+    assert calls == [
+        f"venv of {python}",
+        f"{pip} torch",
+        f"{pip} -e .[sim,analysis,dev]",
+        f"{pip} --no-deps --no-build-isolation robomimic",
+    ]
 
 
 def test_no_python(machine: Machine) -> None:
