@@ -171,6 +171,11 @@ class RobosuiteEnv(SimulatedEnv):
         success = bool(self._simulation._check_success())
         return self._observe(), float(success), success, False, {"is_success": success}
 
+    def close(self) -> None:
+        """Free the renderers and the simulation: robosuite's parts hold each other, and would stay for long."""
+        super().close()
+        self._simulation.close()
+
     def observe_state(self, state: NDArray[np.float64]) -> Observation:
         """Set what :meth:`get_state` returned, and return what is observed there.
 

@@ -2,6 +2,7 @@ import functools
 import logging
 import sys
 import types
+import weakref
 from pathlib import Path
 
 import gymnasium as gym
@@ -259,6 +260,14 @@ def test_videos_have_a_larger_view():
     env.reset(seed=0)
     assert env.render().shape == (480, 480, 3)
     assert make("zprl/Lift-v0").unwrapped.render() is None
+
+
+def test_a_closed_environment_frees_its_simulation():
+    env = gym.make("zprl/Lift-v0")
+    env.reset(seed=0)
+    data = weakref.ref(env.unwrapped.data)
+    env.close()
+    assert data() is None
 
 
 def test_cameras_can_be_chosen():
