@@ -37,7 +37,7 @@ def start(*arguments: str, count: int = 2) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
@@ -52,17 +52,17 @@ def assert_close(mine: Path, theirs: Path) -> None:
 def test_two_processes_learn_what_one_does_even_if_interrupted(tmp_path: Path) -> None:
     demos = image_demonstrations(tmp_path / "demos.hdf5")
     # Adam's first steps follow the signs of gradients, and so their last bits: a small rate keeps this comparable.
-    changes = ["training.autocast=false", "training.learning_rate=1e-4", "training.steps=400"]
+    changes = ["training.autocast=false", "training.learning_rate=1e-4", "training.steps=200"]
     together, alone = tmp_path / "together", tmp_path / "alone"
     command = image_pretrain_command(demos, together, *changes)[1:]
     process = start(*command)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (together / STATE).is_file():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert not (together / "policy").exists(), output
     assert output.count("Interrupted at step") == 1
