@@ -119,6 +119,8 @@ def _read(path: Path, file: h5py.File) -> Demonstrations:
         _check_lengths(path, demo, steps)
     for key, arrays in {"actions": actions, **observations}.items():
         _check_shapes(path, names, key, arrays)
+        if arrays[0].ndim == 4 and arrays[0].dtype != np.uint8:
+            raise DemonstrationError(f"{path}, obs/{key}: images are uint8 from 0 to 255, not {arrays[0].dtype}")
     return Demonstrations(
         path=path,
         sha256=sha256(path),

@@ -196,7 +196,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Return the losses of the EMA weights on held-out windows, with noise that is the same every time."""
         count, device, sums = min(1024, 4 * len(self.validation)), self.train.device, Counter[str]()
-        with th.random.fork_rng():
+        with self._own_random_numbers():
             th.manual_seed(0)
             draws = draw(self.policy, len(self.validation), count, device)._replace(where=None)
         for start in range(0, count, self.config.batch_size):
@@ -211,10 +211,15 @@ class Trainer:
 
     def _try(self, losses: nn.Module) -> None:
         """Compute losses and their gradients as in a step, and change nothing by it."""
-        with th.random.fork_rng():
+        with self._own_random_numbers():
             mine = self.processes.part(self._draw())
         losses(*self.train.batch(mine.windows), mine)["total"].backward()
         self.policy.zero_grad()
+
+    def _own_random_numbers(self) -> AbstractContextManager[None]:
+        # Without a list it would wake every GPU of the machine.
+        device = self.train.device
+        return th.random.fork_rng([device] if device.type == "cuda" else [])
 
     def _board(self) -> AbstractContextManager[SummaryWriter | None]:
         return SummaryWriter(str(self.folder), purge_step=self.step) if self.processes.first else nullcontext()

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -114,6 +115,7 @@ def record_episodes(
     :param settings: As ``hyperparams/collect.yml`` has them
     :param jobs: Processes
     :raises DemonstrationError: If only successes count and none comes
+    :raises ChildProcessError: If a process was killed
     """
     if jobs == 1 or len(paths) < 2:
         for k, path in paths.items():
@@ -125,6 +127,11 @@ def record_episodes(
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "A process that collects was ended from outside, probably for lack of memory: use fewer --jobs. The "
+                "same command goes on"
+            ) from error
         finally:
             executor.shutdown(cancel_futures=True)
 

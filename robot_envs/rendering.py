@@ -133,10 +133,11 @@ class Cameras:
         backend = "none" if context is None else context.__module__.rpartition(".")[2]
         if sys.platform == "linux" and backend not in BACKENDS and not os.environ.get("DISPLAY"):
             raise RenderingError(f"MuJoCo was loaded with the renderer {backend!r}, which cannot draw here. {_ADVICE}")
-        buffer = self._model.vis.global_
-        buffer.offheight, buffer.offwidth = max(buffer.offheight, height), max(buffer.offwidth, width)
+        # Read while the context is made, which has buffers of its own: no larger than needed, they take memory.
+        view = self._model.vis
+        view.global_.offheight, view.global_.offwidth = height, width
         if self._fast:
-            self._model.vis.quality.offsamples = 0  # Read while the context is made.
+            view.quality.offsamples = view.quality.shadowsize = 0
         try:
             renderer = self._mujoco.Renderer(self._model, height, width)
         except Exception as error:  # OpenGL's loaders raise whatever they like.

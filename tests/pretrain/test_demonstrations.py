@@ -148,6 +148,14 @@ def test_images_stay_bytes(path):
     assert images[0].shape == (3, 8, 8, 3)
 
 
+def test_images_of_other_numbers_are_refused(path):
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            demo["obs/image"] = np.full((demo.attrs["num_samples"], 8, 8, 3), 0.5, np.float32)
+    with pytest.raises(DemonstrationError, match="obs/image: images are uint8 from 0 to 255, not float32"):
+        load_demonstrations(path)
+
+
 def replace(file, key, values):
     del file[key]
     file[key] = values

@@ -140,6 +140,19 @@ def test_the_workers_of_a_killed_run_end(tmp_path):
     process.communicate(timeout=20)
 
 
+def test_a_killed_worker_is_named(tmp_path):
+    output = tmp_path / "demos.hdf5"
+    process = start(command(output, "--jobs", "2", episodes=30))
+    wait_for_episodes(output, 3, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    worker = next(child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "probably for lack of memory: use fewer --jobs" in text
+    assert "Traceback" not in text
+
+
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_ctrl_c_says_how_to_go_on(tmp_path, jobs):
     output = tmp_path / "demos.hdf5"

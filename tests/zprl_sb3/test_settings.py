@@ -210,6 +210,14 @@ def test_every_entry_of_the_settings_in_the_package_fits_its_default(name: str, 
         assert set(load_settings(name, env_id)) == set(tables["default"]) | set(base) - {"default"}
 
 
+def test_what_the_quickstart_offers_can_be_steered_and_judged_by_its_rewards(repository: Path) -> None:
+    for env_id in set(yaml.safe_load((repository / "hyperparams" / "quickstart.yml").read_text())) - {"default"}:
+        assert env_id in yaml.safe_load((repository / "hyperparams" / "zprl.yml").read_text())
+        algorithm = load_settings("zprl.yml", env_id, observation="state")["algorithm"]
+        # Adroit's rewards are dense.
+        assert algorithm["policy_kwargs"]["bounded_critic"] == ("Adroit" not in env_id)
+
+
 def test_an_entry_may_start_from_another_one_than_the_default(tmp_path: Path) -> None:
     entry = "other: {scale: 2, operators: {slow: {speed: 1}}}\ntest/A-v0: {default: other, scale: 3}"
     (tmp_path / "my.yml").write_text(f"{FILE}{entry.replace('test/A', 'test/C')}")
