@@ -33,8 +33,8 @@ def load_settings(
 ) -> dict[str, Any]:
     """Return the settings of one environment: ``default``, then the environment's own entry, then the overrides.
 
-    An entry may name another entry to start from under ``default`` (``default: robosuite``), and changes for state observations, where smaller
-    networks and fewer steps will do, under ``state``.
+    An entry may name another entry to start from under ``default`` (``default: robosuite``), and changes for state
+    observations, where smaller networks and fewer steps will do, under ``state``.
 
     :param name: File in ``hyperparams/`` (``"zprl.yml"``) or the path of a file of the user's
     :param env_id: Gymnasium id, e.g. ``"zprl/Push-v0"``
