@@ -28,13 +28,13 @@ import numpy as np
 import torch as th
 from torch.utils.data import DataLoader, Dataset
 
-from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig, bottleneck_loss
+from zprl_sb3.bottleneck import bottleneck_loss
 from zprl_sb3.flow import flow_loss, sample_times, without_gradients
-from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
+from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.acceleration import compiled
 from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
 from zprl_sb3.pretrain.windows import Windows
-from zprl_sb3.scripts.pretrain import compose, sized
+from zprl_sb3.scripts.pretrain import build_policy, compose, sized
 from zprl_sb3.vision import MEAN, STD
 
 SHAPES: dict[str, tuple[int, ...]] = {"front_image": (84, 84, 3), "hand_image": (84, 84, 3), "proprio": (9,)}
@@ -50,12 +50,8 @@ Step = Callable[[], object]
 def make_policy(model: str) -> FlowPolicy:
     """Return an untrained policy as ``zprl pretrain model=...`` makes it for robosuite's square."""
     settings = sized(compose(overrides=[f"model={model}", "demos=x", "output=x"])["model"], "zprl/Square-v0")
-    latent_dim = settings.pop("latent_dim")
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     th.manual_seed(SEED)
-    policy = FlowPolicy(FlowPolicyConfig(SHAPES, ACTION_DIM, **settings))
-    policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim))
-    return policy
+    return build_policy(SHAPES, ACTION_DIM, settings)
 
 
 def make_windows(samples: int, horizon: int, device: str) -> Windows:

@@ -94,30 +94,19 @@ def adroit_id(task: str) -> str:
 
 def register_envs() -> None:
     """Register all environments of this package; calling it again changes nothing."""
-    for task in METAWORLD_TASKS:
-        if env_id(task) not in registry:
-            register(
-                id=env_id(task),
-                entry_point="zprl_sb3.robot_envs.metaworld:MetaWorldEnv",
-                max_episode_steps=MAX_EPISODE_STEPS,
-                kwargs={"task": task},
-            )
-    for task, limit in ROBOSUITE_TASKS.items():
-        if robosuite_id(task) not in registry:
-            register(
-                id=robosuite_id(task),
-                entry_point="zprl_sb3.robot_envs.robosuite:RobosuiteEnv",
-                max_episode_steps=limit,
-                kwargs={"task": task},
-            )
-    for task, limit in ADROIT_TASKS.items():
-        if adroit_id(task) not in registry:
-            register(
-                id=adroit_id(task),
-                entry_point="zprl_sb3.robot_envs.adroit:AdroitEnv",
-                max_episode_steps=limit,
-                kwargs={"task": task},
-            )
+    for entry_point, name, limits in (
+        ("metaworld:MetaWorldEnv", env_id, dict.fromkeys(METAWORLD_TASKS, MAX_EPISODE_STEPS)),
+        ("robosuite:RobosuiteEnv", robosuite_id, ROBOSUITE_TASKS),
+        ("adroit:AdroitEnv", adroit_id, ADROIT_TASKS),
+    ):
+        for task, limit in limits.items():
+            if name(task) not in registry:
+                register(
+                    id=name(task),
+                    entry_point=f"zprl_sb3.robot_envs.{entry_point}",
+                    max_episode_steps=limit,
+                    kwargs={"task": task},
+                )
 
 
 def import_simulator(name: str) -> ModuleType:

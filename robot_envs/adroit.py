@@ -196,33 +196,13 @@ class AdroitEnv(SimulatedEnv):
         )
 
     @property
-    def model(self) -> Any:
-        """MuJoCo's ``MjModel``."""
-        return self._simulation.model
-
-    @property
-    def data(self) -> Any:
-        """MuJoCo's ``MjData``."""
-        return self._simulation.data
-
-    @property
     def raw_observation(self) -> Array:
         """The observation of gymnasium-robotics, which the public expert policies expect."""
         return np.array(self._raw, dtype=np.float64)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; see the class for what ``seed`` does.
-
-        :param seed: Fixes this layout and those of the following unseeded resets
-        :param options: Ignored
-        """
-        super().reset(seed=seed)
+    def _start(self, seed: int | None) -> None:
         self._raw, _ = self._simulation.reset(seed=seed)
-        self._steps = self._goal_steps = 0
-        self._check_stable()
-        return self._observe(), {"is_success": False}
+        self._goal_steps = 0
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Apply one action for 20 ms.

@@ -23,8 +23,9 @@ IMAGE_SIZE = 84
 class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
     """A task in MuJoCo, observed through its state or through cameras.
 
-    A subclass sets ``action_space``, calls :meth:`__init__` once its simulation exists, and defines :attr:`model`,
-    :attr:`data`, :meth:`_object` and :meth:`_proprio`.
+    A subclass sets ``action_space`` and ``_simulation``, calls :meth:`__init__` once it exists, and defines
+    :meth:`_start`, :meth:`_object` and :meth:`_proprio`; where its simulator keeps them elsewhere, :attr:`model` and
+    :attr:`data` too.
 
     - ``observation="state"``: float32 ``"object"`` and ``"proprio"``
     - ``observation="image"``: float32 ``"proprio"`` and, for each camera, uint8 ``"<camera>_image"`` (84, 84, 3)
@@ -42,6 +43,8 @@ class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
     hidden_groups: tuple[int, ...] = ()
     """Groups of geoms that no camera sees."""
+    _simulation: Any
+    """The task as its simulator made it."""
     draw_images: bool
     """Only with image observations: whether they show what the cameras see now. Set to False, they go on showing what
     they saw last; :class:`~zprl_sb3.wrappers.ActionChunk` does so within a chunk, where nobody looks."""
@@ -75,14 +78,21 @@ class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.observation_space = spaces.Dict(boxes)
 
     @property
-    @abstractmethod
     def model(self) -> Any:
         """MuJoCo's ``MjModel``."""
+        return self._simulation.model
 
     @property
-    @abstractmethod
     def data(self) -> Any:
         """MuJoCo's ``MjData``."""
+        return self._simulation.data
+
+    @abstractmethod
+    def _start(self, seed: int | None) -> None:
+        """Bring the simulation to the start of an episode.
+
+        :param seed: What :meth:`reset` was given; ``np_random`` is seeded with it already
+        """
 
     @abstractmethod
     def _object(self) -> NDArray[Any]:
@@ -91,6 +101,20 @@ class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
     @abstractmethod
     def _proprio(self) -> NDArray[Any]:
         """Return what the robot knows of itself."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; see the class for what ``seed`` does.
+
+        :param seed: Fixes this layout and those of the following unseeded resets
+        :param options: Ignored
+        """
+        super().reset(seed=seed)
+        self._start(seed)
+        self._steps = 0
+        self._check_stable()
+        return self._observe(), {"is_success": False}
 
     def get_state(self) -> NDArray[np.float64]:
         """Return the physical state ``[time, qpos, qvel]`` as robomimic stores it."""
@@ -134,8 +158,7 @@ class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
         proprio = self._proprio().astype(np.float32)
         if self.observation == "image":
             # Copies: Gymnasium does not want two observations to share memory.
-            last = {key: image.copy() for key, image in self._images.items()}
-            self._images = self.images() if self.draw_images else last
+            self._images = self.images() if self.draw_images else {k: image.copy() for k, image in self._images.items()}
             return {"proprio": proprio, **self._images}
         return {"object": self._object().astype(np.float32), "proprio": proprio}
 

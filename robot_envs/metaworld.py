@@ -64,33 +64,12 @@ class MetaWorldEnv(SimulatedEnv):
             render_quality=render_quality,
         )
 
-    @property
-    def model(self) -> Any:
-        """MuJoCo's ``MjModel``."""
-        return self._simulation.model
-
-    @property
-    def data(self) -> Any:
-        """MuJoCo's ``MjData``."""
-        return self._simulation.data
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; see the class for what ``seed`` does.
-
-        :param seed: Fixes this layout and those of the following unseeded resets
-        :param options: Ignored
-        """
-        super().reset(seed=seed)
+    def _start(self, seed: int | None) -> None:
         # Meta-World ignores reset(seed=…) but draws the layout from the generator that seed(…) sets.
         self._simulation.seed(int(self.np_random.integers(2**31)))
         # Its reset moves the hand before it clears the simulation: nothing of the last episode may be in the way.
         import_simulator("mujoco").mj_resetData(self._simulation.model, self._simulation.data)
         self._raw, _ = self._simulation.reset()
-        self._steps = 0
-        self._check_stable()
-        return self._observe(), {"is_success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Apply one action (4,) for 12.5 ms.

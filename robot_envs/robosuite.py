@@ -136,24 +136,13 @@ class RobosuiteEnv(SimulatedEnv):
         """The environment as robosuite made it, for those that may know everything: demonstrators."""
         return self._simulation
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; see the class for what ``seed`` does.
-
-        :param seed: Fixes this layout and those of the following unseeded resets
-        :param options: Ignored
-        """
-        super().reset(seed=seed)
+    def _start(self, seed: int | None) -> None:
         # robosuite has no seed for a reset. Its samplers hold on to its generator: new state, not a new generator.
         state = np.random.default_rng(int(self.np_random.integers(2**31))).bit_generator.state
         self._simulation.rng.bit_generator.state = state
         self._simulation.reset()
         # Observables that build on others are still zero in what reset returns.
         self._raw = self._simulation._get_observations(force_update=True)
-        self._steps = 0
-        self._check_stable()
-        return self._observe(), {"is_success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Apply one action for 50 ms.

@@ -100,11 +100,22 @@ def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
             f"{demos.path} holds images ({', '.join(images)}), this model has no networks for them: choose another one "
             "(model=paper, or model=small_image)"
         )
-    latent_dim = model.pop("latent_dim")
-    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
-    policy = FlowPolicy(FlowPolicyConfig(shapes, demos.actions[0].shape[1], **settings))
-    policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim))
+    policy = build_policy(shapes, demos.actions[0].shape[1], model)
     policy.env_id = demos.env_id
+    return policy
+
+
+def build_policy(shapes: dict[str, tuple[int, ...]], action_dim: int, model: dict[str, Any]) -> FlowPolicy:
+    """Return an untrained policy with its bottleneck.
+
+    :param shapes: Of the observations, by key
+    :param action_dim: A
+    :param model: As in ``hyperparams/pretrain/model/``, with all sizes
+    """
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
+    latent_dim = settings.pop("latent_dim")
+    policy = FlowPolicy(FlowPolicyConfig(shapes, action_dim, **settings))
+    policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim))
     return policy
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,17 +10,11 @@ import cloudpickle
 import numpy as np
 import pytest
 
-RESULT = re.compile(r"RESULT (\w+) (\d+\.\d+) (\S+)")
-
 
 @pytest.fixture
-def envs(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def envs(benchmark_module: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return the benchmark with short blocks."""
-    spec = importlib.util.spec_from_file_location("envs", repository / "benchmarks" / "envs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = benchmark_module("envs")
     # What is run as a program is sent to the processes as a whole, what is imported by its name only.
     monkeypatch.setitem(sys.modules, "envs", module)
     cloudpickle.register_pickle_by_value(module)
@@ -31,13 +22,14 @@ def envs(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_it_ends_with_rates_memory_and_ratio(envs: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_it_ends_with_rates_memory_and_ratio(
+    envs: ModuleType, results: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     pytest.importorskip("gymnasium_robotics")
     monkeypatch.setattr(envs, "QUICK", (("AdroitDoor", "state"),))
     assert envs.main(["--quick"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("RESULT")]
-    found = {match[1]: (float(match[2]), match[3]) for match in map(RESULT.fullmatch, lines) if match}
-    assert len(found) == len(lines) == 8
+    found = results(capsys.readouterr().out)
+    assert len(found) == 8
     assert found["envs_adroitdoor_state_alone"][1] == "steps/s"
     assert found["envs_memory_adroitdoor_state_two"][0] > found["envs_memory_adroitdoor_state_alone"][0] > 10
     rates = [found[f"envs_adroitdoor_state_{way}"][0] for way in ("alone", "two")]

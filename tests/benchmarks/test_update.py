@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,33 +17,20 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 
 from zprl_sb3.sac import SteeringSAC
 
-RESULT = re.compile(r"RESULT (\w+) (\d+\.\d+) (\S+)")
-
 
 @pytest.fixture
-def update(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def update(benchmark_module: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return the benchmark with small networks and batches."""
-    spec = importlib.util.spec_from_file_location("update", repository / "benchmarks" / "update.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = benchmark_module("update")
     small = {"BATCH": 4, "ROWS": 16, "UPDATES": {2: 2}, "NETWORKS": {"net_arch": [8], "activation_fn": th.nn.GELU}}
     for name, value in small.items():
         monkeypatch.setattr(module, name, value)
     return module
 
 
-def results(output: str) -> dict[str, tuple[float, str]]:
-    """Return figures and units by name from the last lines of an output."""
-    lines = output.splitlines()
-    first = next(k for k, line in enumerate(lines) if line.startswith("RESULT"))
-    matches = [RESULT.fullmatch(line) for line in lines[first:]]
-    assert all(matches), lines
-    return {match[1]: (float(match[2]), match[3]) for match in matches if match}
-
-
-def test_it_ends_with_rates_and_their_ratios(update: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_ends_with_rates_and_their_ratios(
+    update: ModuleType, results: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert update.main(["--quick"]) == 0
     found = results(capsys.readouterr().out)
     rates = [f"updates_2_critics_{name}" for name in ("sb3", "delay1", "default")]
@@ -81,7 +67,7 @@ def test_every_model_makes_its_updates_on_a_full_buffer(update: ModuleType) -> N
 
 
 @pytest.mark.slow
-def test_the_quick_form_stays_under_its_50_seconds(repository: Path) -> None:
+def test_the_quick_form_stays_under_its_50_seconds(repository: Path, results: Any) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "benchmarks/update.py", "--quick"]
     output = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
