@@ -34,7 +34,7 @@ from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.acceleration import compiled
 from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
 from zprl_sb3.pretrain.windows import Windows
-from zprl_sb3.scripts.pretrain import build_policy, compose, sized
+from zprl_sb3.scripts.pretrain import build_policy, by_task, compose
 from zprl_sb3.vision import MEAN, STD
 
 SHAPES: dict[str, tuple[int, ...]] = {"front_image": (84, 84, 3), "hand_image": (84, 84, 3), "proprio": (9,)}
@@ -49,7 +49,7 @@ Step = Callable[[], object]
 
 def make_policy(model: str) -> FlowPolicy:
     """Return an untrained policy as ``zprl pretrain model=...`` makes it for robosuite's square."""
-    settings = sized(compose(overrides=[f"model={model}", "demos=x", "output=x"])["model"], "zprl/Square-v0")
+    settings = by_task(compose(overrides=[f"model={model}", "demos=x", "output=x"])["model"], "zprl/Square-v0")
     th.manual_seed(SEED)
     return build_policy(SHAPES, ACTION_DIM, settings)
 

@@ -42,7 +42,7 @@ def compiled(
     ``"auto"``: on a GPU. On a CPU it gains nothing and takes a minute to begin.
 
     :param losses: What is compiled
-    :param attempt: Computes losses and gradients once; whatever it raises means that compiling does not work
+    :param attempt: Computes losses and gradients once; where only the compiled ones fail, compiling does not work
     :param setting: true, false or ``"auto"``
     :param device: Where they are computed
     """
@@ -52,6 +52,7 @@ def compiled(
     try:
         attempt(faster)
     except Exception as error:
+        attempt(losses)  # what fails here too, for want of memory for example, has nothing to do with compiling
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         tqdm.write(f"torch.compile does not work here ({reason}); training goes on without it")
         return losses

@@ -34,15 +34,11 @@ def cosine(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def update_ema(ema: nn.Module, module: nn.Module, step: int, power: float, maximum: float) -> None:
-    """Move the average towards the weights with decay 1 - (1 + step)^-power, at most ``maximum``.
+def ema_decay(step: int, power: float, maximum: float) -> float:
+    """Return the decay of the weights' average, 1 - (1 + step)^-power, at most ``maximum``.
 
-    :param ema: The average, changed in place
-    :param module: The weights
     :param step: Updates of the weights so far
     :param power: How fast the average slows down
     :param maximum: Largest decay, so that it never stands still
     """
-    decay = min(1 - (1 + step) ** -power, maximum)
-    with th.no_grad():
-        th._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - decay)
+    return min(1 - (1 + step) ** -power, maximum)

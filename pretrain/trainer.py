@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch as th
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -20,7 +20,7 @@ from zprl_sb3.interrupts import TERMINATED, interrupts_wait
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.acceleration import compiled, use_autocast
 from zprl_sb3.pretrain.losses import Draws, OfflineLosses, draw
-from zprl_sb3.pretrain.optimization import adamw, cosine, update_ema
+from zprl_sb3.pretrain.optimization import adamw, cosine, ema_decay
 from zprl_sb3.pretrain.processes import Processes
 from zprl_sb3.pretrain.training_state import read_state, write_state
 from zprl_sb3.pretrain.windows import Windows
@@ -42,6 +42,7 @@ class TrainingConfig:
     :param ema_max: Largest decay
     :param beta: Weight of the bottleneck's KL
     :param reconstruction: Weight of its reconstruction error
+    :param unscaled_actions: Dimensions of the action that are learned as they are, not scaled to [-1, 1], or ``"all"``
     :param validate_every: Steps between validations
     :param save_every: Steps between saves of the training state and of the policy so far
     :param seed: Of initialisation, split, batches and noise
@@ -64,6 +65,7 @@ class TrainingConfig:
     validate_every: int
     save_every: int
     seed: int
+    unscaled_actions: Sequence[int] | str = ()
     autocast: bool | str = "auto"
     compile: bool | str = "auto"
 
@@ -78,6 +80,17 @@ class TrainingConfig:
         self._require("betas", betas, "two numbers of at least 0 and below 1")
         for name in ("autocast", "compile"):
             self._require(name, getattr(self, name) in (True, False, "auto"), "true, false or auto")
+
+    def unscaled(self, action_dim: int) -> Sequence[int]:
+        """Return the dimensions of an action that are not scaled.
+
+        :param action_dim: A
+        :raises ValueError: If there is no such dimension
+        """
+        chosen = range(action_dim) if self.unscaled_actions == "all" else self.unscaled_actions
+        fits = all(_count(index + 1) and index < action_dim for index in chosen)
+        self._require("unscaled_actions", fits, f"'all' or a list of whole numbers from 0 to {action_dim - 1}")
+        return chosen
 
     def _require(self, name: str, fits: bool, what: str) -> None:
         if not fits:
@@ -128,8 +141,9 @@ class Trainer:
         if policy.vector_keys:
             vectors = th.cat([train.observations[key].float() for key in policy.vector_keys], dim=-1)
             policy.obs_normalizer.fit(vectors)
-        policy.action_normalizer.fit(train.actions)
-        self.ema = copy.deepcopy(policy).freeze()
+        policy.action_normalizer.fit(train.actions, config.unscaled(policy.action_dim))
+        self._average = AveragedModel(policy, multi_avg_fn=self._move_average)
+        self.ema: FlowPolicy = self._average.module.freeze()  # type: ignore[operator, assignment]
         self.optimizer = adamw(policy, config.learning_rate, config.betas, config.weight_decay)
         self.step = 0
         self._losses, self._ema_losses = (self._losses_of(each) for each in (policy, self.ema))
@@ -175,8 +189,13 @@ class Trainer:
         losses["total"].backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.step += 1
-        update_ema(self.ema, self.policy, self.step, self.config.ema_power, self.config.ema_max)
+        self._average.update_parameters(self.policy)
         return losses
+
+    def _move_average(self, averages: list[th.Tensor], weights: list[th.Tensor], count: th.Tensor | int) -> None:
+        # By our own count of updates: theirs may lie on a GPU, which would have to wait to tell it.
+        decay = ema_decay(self.step, self.config.ema_power, self.config.ema_max)
+        th._foreach_lerp_(averages, weights, 1 - decay)
 
     def _report(self, losses: dict[str, th.Tensor], board: SummaryWriter | None, bar: tqdm[Any]) -> None:
         bar.update()
@@ -273,6 +292,7 @@ class Trainer:
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        self._average.n_averaged.fill_(self.step)
         cpu, *gpus = state["rng"]
         th.set_rng_state(cpu)
         if gpus and self.train.device.type == "cuda":

@@ -45,7 +45,7 @@ def pretrain(config: dict[str, Any], group: Processes | None = None) -> Path:
     demos = load_demonstrations(config["demos"])
     if config["mask"]:
         demos = demos.select(config["mask"])
-    config = config | {"model": sized(config["model"], demos.env_id)}
+    config = config | {part: by_task(config[part], demos.env_id) for part in ("model", "training")}
     # The hash says which demonstrations these are, wherever they lie.
     run = config | {"dataset_sha256": demos.sha256}
     refuse_other_run(output / "pretrain.yml", run, ignore=("demos", "output", "device", "evaluation"))
@@ -69,14 +69,14 @@ def pretrain(config: dict[str, Any], group: Processes | None = None) -> Path:
     return checkpoint
 
 
-def sized(model: dict[str, Any], env_id: str) -> dict[str, Any]:
-    """Return model settings with what is null in them as ``hyperparams/tasks.yml`` has it for the environment.
+def by_task(settings: dict[str, Any], env_id: str) -> dict[str, Any]:
+    """Return settings of model or training with what is null in them as ``hyperparams/tasks.yml`` has it for the task.
 
-    :param model: As in ``hyperparams/pretrain/model/``
+    :param settings: As in ``hyperparams/pretrain/model/`` or ``hyperparams/pretrain/training/``
     :param env_id: Gymnasium id
     """
-    sizes = load_settings("tasks.yml", env_id)
-    return {key: sizes.get(key) if value is None else value for key, value in model.items()}
+    task = load_settings("tasks.yml", env_id)
+    return {key: task.get(key) if value is None else value for key, value in settings.items()}
 
 
 def _prepare(
@@ -89,8 +89,24 @@ def _prepare(
     train, held_out = (
         cut_windows(demos, episodes, policy.obs_steps, policy.horizon, device) for episodes in (training, validation)
     )
-    settings = TrainingConfig(**config["training"], seed=config["seed"])
-    return Trainer(policy, train, held_out, settings, output, save, group)
+    settings = dict(config["training"])
+    epochs = settings.pop("epochs")
+    if settings["steps"] is None:
+        settings["steps"] = steps_of(epochs, len(train), settings["batch_size"])
+    return Trainer(policy, train, held_out, TrainingConfig(**settings, seed=config["seed"]), output, save, group)
+
+
+def steps_of(epochs: Any, windows: int, batch_size: int) -> int:
+    """Return the gradient steps of some passes over the training windows.
+
+    :param epochs: Passes, for instance 1000 or 0.5
+    :param windows: Training windows
+    :param batch_size: Windows per step
+    :raises ValueError: If the number of passes is none
+    """
+    if not isinstance(epochs, (int, float)) or epochs <= 0:
+        raise ValueError(f"training.epochs must be positive where training.steps is null, not {epochs!r}")
+    return max(1, round(epochs * windows / batch_size))
 
 
 def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch as th
 from torch import nn
 
@@ -21,11 +23,17 @@ class Normalizer(nn.Module):
         self.register_buffer("center", th.zeros(dim))
         self.register_buffer("half_range", th.ones(dim))
 
-    def fit(self, data: th.Tensor) -> Normalizer:
-        """Take the limits from data (N, D)."""
+    def fit(self, data: th.Tensor, unscaled: Sequence[int] = ()) -> Normalizer:
+        """Take the limits from data (N, D).
+
+        :param data: What to fit
+        :param unscaled: Dimensions that stay as they are
+        """
         low, high = data.amin(dim=0), data.amax(dim=0)
         self.center.copy_((low + high) / 2)
         self.half_range.copy_(th.where(high - low < MIN_RANGE, th.ones_like(low), (high - low) / 2))
+        for dimension in unscaled:
+            self.center[dimension], self.half_range[dimension] = 0, 1
         return self
 
     def forward(self, x: th.Tensor) -> th.Tensor:

@@ -59,6 +59,16 @@ def test_where_nothing_can_be_compiled_the_training_goes_on(
     assert same(result.parameters(), whole.parameters())
 
 
+def test_what_fails_without_compiling_too_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.compile", lambda _: nn.Linear(1, 1))
+
+    def attempt(_: nn.Module) -> None:
+        raise MemoryError("no room for a batch of 4096")
+
+    with pytest.raises(MemoryError, match="no room for a batch of 4096"):
+        compiled(nn.Linear(1, 1), attempt, True, CPU)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_code_learns_the_same(whole: FlowPolicy, tmp_path: Path, trainer: Any) -> None:

@@ -126,9 +126,20 @@ def test_every_setting_of_optimiser_and_average_counts(
         ("weight_decay", -1e-6, "at least 0, not -1e-06"),
         ("betas", [0.9], r"two numbers of at least 0 and below 1, not \[0.9\]"),
         ("betas", 0.9, "two numbers of at least 0 and below 1, not 0.9"),
+        ("unscaled_actions", [2], r"'all' or a list of whole numbers from 0 to 1, not \[2\]"),
         ("betas", [0.9, 1.5], "two numbers of at least 0 and below 1"),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(config: Any, setting: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=rf"training\.{setting} must be {message}"):
-        config(**{setting: value})
+        config(**{setting: value}).unscaled(action_dim=2)
+
+
+@pytest.mark.parametrize(("unscaled", "expected"), [([1], [False, True]), ("all", [True, True]), ([], [False, False])])
+def test_chosen_values_of_the_action_are_not_scaled(
+    tmp_path: Path, trainer: Any, unscaled: list[int] | str, expected: list[bool]
+) -> None:
+    run = trainer(tmp_path, unscaled_actions=unscaled)
+    actions = run.train.actions
+    normalised = run.policy.action_normalizer(actions)
+    assert [th.equal(normalised[:, k], actions[:, k]) for k in range(2)] == expected
