@@ -21,7 +21,7 @@ from zprl_sb3.pretrain.trainer import STATE, Trainer
 from zprl_sb3.scripts import pretrain as program
 from zprl_sb3.scripts.common import read_yaml
 from zprl_sb3.scripts.evaluate import WAYS
-from zprl_sb3.scripts.pretrain import compose, evaluate_checkpoint
+from zprl_sb3.scripts.pretrain import by_task, compose, evaluate_checkpoint, steps_of
 
 
 @pytest.fixture(scope="module")
@@ -248,4 +248,13 @@ def test_several_values_are_tried_in_folders_of_their_own(
 def test_the_settings_of_the_paper_are_the_default() -> None:
     config = compose(overrides=["demos=x", "output=y"])
     assert config["model"]["unet_widths"] == [128, 256, 512]
-    assert config["training"]["beta"] == 2e-4
+    assert (config["training"]["epochs"], config["training"]["steps"]) == (1000, None)
+    assert by_task(config["training"], "zprl/Can-v0")["beta"] == 2e-4
+    assert by_task(config["training"], "zprl/Transport-v0")["beta"] == 1e-4
+
+
+def test_epochs_are_passes_over_the_windows() -> None:
+    assert steps_of(1000, windows=7500, batch_size=256) == 29297
+    assert steps_of(0.001, windows=10, batch_size=256) == 1
+    with pytest.raises(ValueError, match=r"training\.epochs must be positive where training\.steps is null, not None"):
+        steps_of(None, windows=10, batch_size=256)
