@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import load_from_zip_file
 
@@ -35,8 +36,7 @@ from zprl_sb3.settings import NOT_IDENTITY, load_settings
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 
 EVAL_SEED = 50_000  # of the episodes of the learning curve; `zprl evaluate` uses others
-# Training layouts come from seeds beyond all that are evaluated, those after resuming from seeds beyond these.
-TRAINING, RESUMED = 10**9, 2 * 10**9
+FIRST_TRAINING_SEED = 2**32  # evaluations use smaller ones
 COUNTS = ("n_envs", "n_timesteps", "eval_freq", "eval_episodes", "save_freq")
 EXAMPLES = """examples:
   zprl train --policy runs/push/policy --output runs/push/zprl-0
@@ -126,16 +126,27 @@ def _prepare(
         with readable(snapshot):
             model = load_snapshot(SteeringSAC, snapshot, env, device=device)
         assert isinstance(model, SteeringSAC)
-        env.seed(RESUMED + seed + model.num_timesteps)  # new episodes, not those from the beginning again
+        env.seed(training_seed(seed, model.num_timesteps))  # new episodes, not those from the beginning again
         print(f"Going on from {model.env_steps} env steps, saved in {snapshot}")
     else:
         model = _new_model(env, seed, settings, device)
-        env.seed(TRAINING + seed)
+        env.seed(training_seed(seed))
     # A resumed run gets log files of its own: SB3 opens them for writing anew.
     model.set_logger(configure(str(output / "logs" / f"from_{model.num_timesteps}"), ["csv", "tensorboard"]))
     return model, SteeringEvalCallback(
         eval_env, output / "evaluations.csv", settings["eval_freq"], settings["eval_episodes"], seed=EVAL_SEED
     )
+
+
+def training_seed(seed: int, chunks: int = 0) -> int:
+    """Return the seed of the first environment to train in; the k-th one's is larger by k.
+
+    Other runs, and a run that goes on, get seeds far from these: neighbours would share nearly all layouts.
+
+    :param seed: Of the run
+    :param chunks: After which it goes on
+    """
+    return FIRST_TRAINING_SEED + int(np.random.SeedSequence((seed, chunks)).generate_state(1)[0])
 
 
 def _new_model(env: VecSteering, seed: int, settings: dict[str, Any], device: str) -> SteeringSAC:

@@ -33,8 +33,8 @@ def load_settings(
 ) -> dict[str, Any]:
     """Return the settings of one environment: ``default``, then the environment's own entry, then the overrides.
 
-    An entry may name another entry to start from under ``default`` (``default: robosuite``), and changes for state
-    observations, where smaller networks and fewer steps will do, under ``state``.
+    An entry may name another entry to start from under ``default`` (``default: robosuite``), which may do the same, and
+    changes for state observations, where smaller networks and fewer steps will do, under ``state``.
 
     :param name: File in ``hyperparams/`` (``"zprl.yml"``) or the path of a file of the user's
     :param env_id: Gymnasium id, e.g. ``"zprl/Push-v0"``
@@ -46,17 +46,26 @@ def load_settings(
     :raises ValueError: If the file is no such table, or a value is of another kind than the default
     """
     tables = _read(name)
-    entry = dict(_table(tables.get(env_id) or {}, f"{name}: {env_id!r}"))
-    base, state = entry.pop("default", "default"), entry.pop("state", {})
-    default = tables.get(base)
-    if not isinstance(default, dict):
-        raise ValueError(f"{name}, {env_id}: there is no entry {base!r} to start from")
+    default, *entries = _entries(name, tables, env_id)
+    states = [entry.pop("state", {}) for entry in entries]
     settings = copy.deepcopy(default)
-    for changes in (entry, state if observation == "state" else {}):
+    for changes in (*entries, *(states if observation == "state" else ())):
         _merge(settings, changes, default, where=f"{name}, {env_id}")
     for override in overrides:
         _merge(settings, parse_override(override), default, where=f"override {override!r}")
     return settings
+
+
+def _entries(name: str, tables: dict[str, Any], env_id: str) -> list[dict[str, Any]]:
+    """Return the entries that lead to an environment's settings, from the one with all settings to its own."""
+    entries, base = [dict(_table(tables.get(env_id) or {}, f"{name}: {env_id!r}"))], env_id
+    entries[0].setdefault("default", "default")
+    while "default" in entries[0]:
+        base = entries[0].pop("default")
+        if not isinstance(tables.get(base), dict) or len(entries) > len(tables):
+            raise ValueError(f"{name}, {env_id}: there is no entry {base!r} to start from, or it starts from itself")
+        entries.insert(0, dict(tables[base]))
+    return entries
 
 
 def parse_override(text: str) -> dict[str, Any]:

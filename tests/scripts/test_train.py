@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -402,10 +403,15 @@ def test_training_never_meets_the_layouts_of_evaluations(
 
     monkeypatch.setattr(PointReach, "reset", noted)
     assert zprl(*train_command(toy_policy, tmp_path / "run", "n_timesteps=20", seed=seed))[0] == 0
-    training = {each for each in seeds if each >= program.TRAINING}
-    assert training == {program.TRAINING + seed, program.TRAINING + seed + 1}
+    training = {each for each in seeds if each >= program.FIRST_TRAINING_SEED}
+    assert training == {program.training_seed(seed), program.training_seed(seed) + 1}
     # All others are evaluations or follow in the generator of a training seed.
     assert all(each == -1 or each in training or 0 <= each - program.EVAL_SEED < 1000 for each in seeds)
+
+
+def test_no_two_runs_train_on_the_same_layouts() -> None:
+    starts = sorted(program.training_seed(seed, chunks) for seed in range(30) for chunks in (0, 1000, 2000))
+    assert min(later - earlier for earlier, later in pairwise(starts)) > 1000  # environments
 
 
 def test_the_environments_are_closed_after_an_error(sick_policy: Path, tmp_path: Path, zprl: Any) -> None:
