@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,50 @@ from numpy.typing import DTypeLike, NDArray
 from zprl_sb3.files import sha256
 
 ROBOSUITE = 1  # robomimic's number for environments of robosuite
+OBJECT = "object"  # the key of what a policy with cameras does not see
 
 Array = NDArray[Any]
 
 
 class DemonstrationError(ValueError):
     """A demonstration file cannot be used; the message names the file, the demonstration and the key."""
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images of an episode that are read when they are sliced, so that a large file needs no memory before that.
+
+    :param path: The file
+    :param name: Of the array in it
+    :param shape: (T, H, W, 3)
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype = np.dtype(np.uint8)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take once they are read."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Array:
+        """Read some of them.
+
+        :raises DemonstrationError: If the file turns out to be damaged
+        """
+        with opened(self.path) as file:
+            images: Array = file[self.name][rows]
+            return images
 
 
 @dataclass(frozen=True)
@@ -33,6 +72,7 @@ class Demonstrations:
     :param sha256: Hash of the file's content
     :param env_id: Gymnasium id (robomimic's environment name in robomimic's own files)
     :param env_kwargs: What the environment was made with, for ``gym.make(env_id, **env_kwargs)``
+    :param env_version: Version of its simulator; ``""`` where the file does not say
     :param names: Name in the file, ``"demo_0"`` …
     :param observations: For each key a list of (T_k, …); numbers float32, images uint8
     :param actions: (T_k, A) float32, in environment units
@@ -45,8 +85,9 @@ class Demonstrations:
     sha256: str
     env_id: str
     env_kwargs: dict[str, Any]
+    env_version: str
     names: list[str]
-    observations: dict[str, list[Array]]
+    observations: dict[str, list[Array | StoredImages]]
     actions: list[NDArray[np.float32]]
     successes: list[bool]
     qualities: list[str]
@@ -74,17 +115,19 @@ class Demonstrations:
         )
 
 
-def load_demonstrations(path: str | Path) -> Demonstrations:
+def load_demonstrations(path: str | Path, observation: str | None = None) -> Demonstrations:
     """Read a demonstration file in robomimic's layout, ours or robomimic's own, and check all that is used.
 
     :param path: An HDF5 file
-    :raises DemonstrationError: If the file is missing, damaged, empty or inconsistent, or holds NaN or infinite values
+    :param observation: ``"state"`` or ``"image"``, of a file that holds both; None: what it was collected for
+    :raises DemonstrationError: If the file is missing, damaged, empty or inconsistent, holds NaN or infinite values, or
+        does not hold such observations
     """
     path = Path(path)
     if not path.is_file():
         raise DemonstrationError(f"{path}: no such file; make one with: zprl collect --env <id> --output {path}")
     with opened(path) as file:
-        return _read(path, file)
+        return _read(path, file, observation)
 
 
 @contextmanager
@@ -100,7 +143,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise DemonstrationError(f"{path}: not an HDF5 file, or a damaged one ({error})") from error
 
 
-def _read(path: Path, file: h5py.File) -> Demonstrations:
+def _read(path: Path, file: h5py.File, observation: str | None) -> Demonstrations:
     data = member(path, file, "data")
     names = demo_names(path, data)
     env_args = read_env_args(path, data)
@@ -110,22 +153,27 @@ def _read(path: Path, file: h5py.File) -> Demonstrations:
             f"Convert it with: zprl convert {path} --output <file>.hdf5"
         )
     demos = [member(path, data, name) for name in names]
-    keys = list(member(path, demos[0], "obs"))
-    if not keys:
-        raise DemonstrationError(f"{path}, {names[0]}, obs: no observation key")
+    if observation == "state" and OBJECT not in demos[0]["obs"]:
+        raise DemonstrationError(
+            f"{path}: it does not hold the state, whose key is {OBJECT!r}: collect or convert again"
+        )
+    observation = observation or env_args["env_kwargs"].get("observation")
+    if observation is not None:
+        env_args["env_kwargs"]["observation"] = observation
+    keys = _observed(path, member(path, demos[0], "obs"), observation)
     actions = [read_array(path, demo, "actions") for demo in demos]
-    observations = {key: [read_array(path, demo, f"obs/{key}") for demo in demos] for key in keys}
+    observations = {key: [_read_observation(path, demo, f"obs/{key}") for demo in demos] for key in keys}
     for demo, steps in zip(demos, map(len, actions), strict=True):
         _check_lengths(path, demo, steps)
-    for key, arrays in {"actions": actions, **observations}.items():
+    _check_shapes(path, names, "actions", actions)
+    for key, arrays in observations.items():
         _check_shapes(path, names, key, arrays)
-        if arrays[0].ndim == 4 and arrays[0].dtype != np.uint8:
-            raise DemonstrationError(f"{path}, obs/{key}: images are uint8 from 0 to 255, not {arrays[0].dtype}")
     return Demonstrations(
         path=path,
         sha256=sha256(path),
         env_id=env_args["env_name"],
         env_kwargs=env_args["env_kwargs"],
+        env_version=str(env_args.get("env_version") or ""),
         names=names,
         observations=observations,
         actions=actions,
@@ -133,6 +181,23 @@ def _read(path: Path, file: h5py.File) -> Demonstrations:
         qualities=[str(demo.attrs.get("quality", "")) for demo in demos],
         masks=read_masks(path, file, names),
     )
+
+
+def _observed(path: Path, obs: h5py.Group, observation: str | None) -> list[str]:
+    """Return the keys of what a policy sees."""
+    images = [key for key in obs if obs[key].ndim == 4]
+    for key in images:
+        if obs[key].dtype != np.uint8:
+            raise DemonstrationError(f"{path}, obs/{key}: images are uint8 from 0 to 255, not {obs[key].dtype}")
+    if observation == "image" and not images:
+        raise DemonstrationError(
+            f"{path}: it holds no images. Collect with --set observation=image, or convert with --observation image"
+        )
+    hidden = {"image": [OBJECT], "state": images, None: []}[observation]
+    keys = [key for key in obs if key not in hidden]
+    if not keys:
+        raise DemonstrationError(f"{path}, {obs.name}: no observation key")
+    return keys
 
 
 def _where(path: Path, member: h5py.Group | h5py.Dataset) -> str:
@@ -191,6 +256,13 @@ def read_array(path: Path, demo: h5py.Group, key: str, dtype: DTypeLike = np.flo
     return array
 
 
+def _read_observation(path: Path, demo: h5py.Group, key: str) -> Array | StoredImages:
+    dataset = member(path, demo, key)
+    if isinstance(dataset, h5py.Dataset) and dataset.ndim == 4 and len(dataset):
+        return StoredImages(path, dataset.name, dataset.shape)
+    return read_array(path, demo, key)
+
+
 def _check_lengths(path: Path, demo: h5py.Group, steps: int) -> None:
     lengths = {key: demo[key].shape[0] for key in ("states", "rewards", "dones") if key in demo}
     for kind in ("obs", "next_obs"):
@@ -201,7 +273,7 @@ def _check_lengths(path: Path, demo: h5py.Group, steps: int) -> None:
             raise DemonstrationError(f"{_where(path, demo)}, {key}: {length} steps, but there are {steps} actions")
 
 
-def _check_shapes(path: Path, names: Sequence[str], key: str, arrays: Sequence[Array]) -> None:
+def _check_shapes(path: Path, names: Sequence[str], key: str, arrays: Sequence[Array | StoredImages]) -> None:
     for name, array in zip(names, arrays, strict=True):
         if array.shape[1:] != arrays[0].shape[1:]:
             raise DemonstrationError(

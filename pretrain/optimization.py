@@ -41,4 +41,4 @@ def ema_decay(step: int, power: float, maximum: float) -> float:
     :param power: How fast the average slows down
     :param maximum: Largest decay, so that it never stands still
     """
-    return min(1 - (1 + step) ** -power, maximum)
+    return float(min(1 - (1 + step) ** -power, maximum))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,19 +108,17 @@ def _write_episode(data: h5py.Group, name: str, episode: Episode) -> h5py.Group:
     group.attrs.update(num_samples=steps, quality=episode.quality, success=episode.success)
     if episode.seed >= 0:
         group.attrs["seed"] = episode.seed
-    group["actions"] = episode.actions.astype(np.float64)
-    if episode.states.size:
-        group["states"] = episode.states
+    numbers = {"actions": episode.actions.astype(np.float64), "states": episode.states}
+    for key, values in numbers.items():
+        if values.size:
+            group.create_dataset(key, data=values, compression="gzip", shuffle=True)
     group["rewards"] = episode.rewards
     group["dones"] = (np.arange(steps) == steps - 1).astype(np.int64)
     for kind, observations in (("obs", episode.observations), ("next_obs", episode.next_observations)):
         for key, values in observations.items():
-            if _is_image(values):
-                # They are read frame by frame: what is compressed as one is read as one.
-                frame = (1, *values.shape[1:])
-                group.create_dataset(f"{kind}/{key}", data=values, chunks=frame, compression="gzip")
-            else:
-                group[f"{kind}/{key}"] = values
+            # Images are read frame by frame: what is compressed as one is read as one.
+            chunk = (1, *values.shape[1:]) if _is_image(values) else values.shape
+            group.create_dataset(f"{kind}/{key}", data=values, chunks=chunk, compression="gzip", shuffle=True)
     return group
 
 
@@ -170,6 +169,15 @@ def save_episode(path: str | Path, episode: Episode) -> None:
         save(temporary, **arrays)
 
 
+def stored_success(path: Path) -> bool:
+    """Return whether a stored episode is a success, without reading the rest of it.
+
+    :raises DemonstrationError: If the file is damaged
+    """
+    with _damage_named(path), np.load(path, allow_pickle=False) as stored:
+        return bool(stored["success"])
+
+
 _PLAIN = ("actions", "rewards", "states", "seed", "quality", "success")
 
 
@@ -178,7 +186,7 @@ def load_episode(path: str | Path) -> Episode:
 
     :raises DemonstrationError: If the file is damaged
     """
-    try:
+    with _damage_named(path):
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
         return Episode(
@@ -193,6 +201,12 @@ def load_episode(path: str | Path) -> Episode:
             quality=str(arrays["quality"]),
             success=bool(arrays["success"]),
         )
+
+
+@contextmanager
+def _damage_named(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise DemonstrationError(
             f"{path}: a damaged episode ({error}); delete it to have it collected again"

@@ -174,7 +174,6 @@ class RobomimicFile:
         )
         self._compare(f"{self.path}, {name}", seen, before, actions)
         if self.observation == "image":
-            del before["object"], after["object"]
             before |= self._images(f"{self.path}, {name}", seen, states)
         return Episode(
             observations=before,

@@ -27,6 +27,8 @@ from zprl_sb3.pretrain.windows import Windows
 
 STATE = "training_state.pt"
 
+Tensors = tuple[th.Tensor, ...] | list[th.Tensor]
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -87,8 +89,8 @@ class TrainingConfig:
         :param action_dim: A
         :raises ValueError: If there is no such dimension
         """
-        chosen = range(action_dim) if self.unscaled_actions == "all" else self.unscaled_actions
-        fits = all(_count(index + 1) and index < action_dim for index in chosen)
+        chosen: Sequence[Any] = range(action_dim) if self.unscaled_actions == "all" else self.unscaled_actions
+        fits = all(type(index) is int and 0 <= index < action_dim for index in chosen)
         self._require("unscaled_actions", fits, f"'all' or a list of whole numbers from 0 to {action_dim - 1}")
         return chosen
 
@@ -143,7 +145,7 @@ class Trainer:
             policy.obs_normalizer.fit(vectors)
         policy.action_normalizer.fit(train.actions, config.unscaled(policy.action_dim))
         self._average = AveragedModel(policy, multi_avg_fn=self._move_average)
-        self.ema: FlowPolicy = self._average.module.freeze()  # type: ignore[operator, assignment]
+        self.ema: FlowPolicy = self._average.module.freeze()  # type: ignore[operator]
         self.optimizer = adamw(policy, config.learning_rate, config.betas, config.weight_decay)
         self.step = 0
         self._losses, self._ema_losses = (self._losses_of(each) for each in (policy, self.ema))
@@ -192,7 +194,7 @@ class Trainer:
         self._average.update_parameters(self.policy)
         return losses
 
-    def _move_average(self, averages: list[th.Tensor], weights: list[th.Tensor], count: th.Tensor | int) -> None:
+    def _move_average(self, averages: Tensors, weights: Tensors, _: th.Tensor | int) -> None:
         # By our own count of updates: theirs may lie on a GPU, which would have to wait to tell it.
         decay = ema_decay(self.step, self.config.ema_power, self.config.ema_max)
         th._foreach_lerp_(averages, weights, 1 - decay)

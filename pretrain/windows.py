@@ -11,7 +11,9 @@ import torch as th
 from numpy.typing import NDArray
 
 from zprl_sb3.policy import Observation
-from zprl_sb3.pretrain.demonstrations import Demonstrations
+from zprl_sb3.pretrain.demonstrations import Demonstrations, StoredImages
+
+Part = NDArray[Any] | StoredImages
 
 MEMORY_SHARE = 0.5  # of a GPU's free memory that the images may take; the rest is for the training itself
 
@@ -84,11 +86,11 @@ def _numbers(start: int, length: int, first: int, count: int) -> NDArray[np.int6
     return start + steps.clip(0, length - 1)
 
 
-def _is_image(parts: Sequence[NDArray[Any]]) -> bool:
+def _is_image(parts: Sequence[Part]) -> bool:
     return parts[0].ndim == 4
 
 
-def _fits(observations: dict[str, list[NDArray[Any]]], device: th.device) -> bool:
+def _fits(observations: dict[str, list[Part]], device: th.device) -> bool:
     if device.type != "cuda":
         return True
     free, _ = th.cuda.mem_get_info(device)
@@ -96,12 +98,13 @@ def _fits(observations: dict[str, list[NDArray[Any]]], device: th.device) -> boo
     return size < MEMORY_SHARE * free
 
 
-def _join(parts: Sequence[NDArray[Any]], device: th.device) -> th.Tensor:
+def _join(parts: Sequence[Part], device: th.device) -> th.Tensor:
     # Episode by episode into its place: joined first and then moved, images would be in memory twice.
-    whole = th.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=th.as_tensor(parts[0][:0]).dtype, device=device)
+    dtype = th.as_tensor(np.empty(0, parts[0].dtype)).dtype
+    whole = th.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=dtype, device=device)
     start = 0
     for part in parts:
-        whole[start : start + len(part)] = th.as_tensor(part)
+        whole[start : start + len(part)] = th.as_tensor(part[:])
         start += len(part)
     return whole
 

@@ -6,12 +6,14 @@ import functools
 import json
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,9 @@ FAMILIES: dict[str, Family] = {
 """By the module of ``zprl_sb3.robot_envs`` that the environments are in."""
 
 
+_ARGUMENTS = ("max_episode_steps", "observation")  # of gymnasium.make, each a setting of its own
+
+
 def family_of(env_id: str) -> Family:
     """Return the demonstrators of an environment.
 
@@ -72,9 +77,28 @@ def family_of(env_id: str) -> Family:
     return FAMILIES[module]
 
 
+def check_version(env_id: str, recorded: str) -> None:
+    """Refuse demonstrations of another release of the simulator, whose physics may be another.
+
+    :param env_id: Gymnasium id; only our own environments are checked
+    :param recorded: Version that the demonstrations name, or ``""``
+    :raises ValueError: If major or minor version differ from what is installed
+    """
+    try:
+        simulator = family_of(env_id).simulator
+        installed = version(simulator)
+    except (ValueError, gym.error.Error, PackageNotFoundError):
+        return
+    if recorded and recorded.split(".")[:2] != installed.split(".")[:2]:
+        raise ValueError(
+            f"The demonstrations of {env_id} were recorded with {simulator} {recorded}, installed is {installed}: "
+            f'collect them again, or install what they were made with: pip install "{simulator}=={recorded}"'
+        )
+
+
 def env_kwargs(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``gym.make`` needs besides the id, from settings as ``hyperparams/collect.yml`` has them."""
-    kwargs: dict[str, Any] = {key: settings[key] for key in ("max_episode_steps", "observation")}
+    kwargs: dict[str, Any] = {key: settings[key] for key in _ARGUMENTS}
     if settings["observation"] == "image":
         kwargs["render_quality"] = "fast"  # Recorded, because a policy works with the pixels that it has learned from.
     return {**kwargs, **settings.get("env_kwargs", {})}
@@ -92,6 +116,9 @@ def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"max_episode_steps must be a positive whole number, not {steps!r}")
     if not isinstance(settings["keep_failures"], bool):
         raise ValueError(f"keep_failures must be true or false, not {settings['keep_failures']!r}")
+    if given := set(_ARGUMENTS).intersection(settings.get("env_kwargs", {})):
+        names = " and ".join(sorted(given))
+        raise ValueError(f"{names}: a setting of its own, not one of env_kwargs; write --set {min(given)}=…")
     if not isinstance(operators, dict) or not all(isinstance(entry, dict) for entry in operators.values()):
         raise ValueError(f"operators must be a table of tables, as in hyperparams/collect.yml, not {operators!r}")
     family = family_of(env_id).configured(settings)
@@ -127,6 +154,9 @@ def record_episodes(
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except KeyboardInterrupt:
+            print("\nInterrupted: the episodes under way are finished first; Ctrl-C again drops them", file=sys.stderr)
+            raise
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 "A process that collects was ended from outside, probably for lack of memory: use fewer --jobs. The "
@@ -208,7 +238,7 @@ def demonstrate(
 
 
 def with_images(env: gym.Env[Any, Any], episode: Episode) -> Episode:
-    """Return an episode as it is observed through cameras: without ``"object"``, with what each camera saw.
+    """Return an episode with what each camera saw besides.
 
     Images are not repeated among the next observations, where only the last would be new.
 
@@ -222,8 +252,4 @@ def with_images(env: gym.Env[Any, Any], episode: Episode) -> Episode:
         simulated.set_state(state)
         frames.append(simulated.images())
     images = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
-    return replace(
-        episode,
-        observations={"proprio": episode.observations["proprio"], **images},
-        next_observations={"proprio": episode.next_observations["proprio"]},
-    )
+    return replace(episode, observations={**episode.observations, **images})

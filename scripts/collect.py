@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from zprl_sb3.files import write_json
+from zprl_sb3.files import sha256, write_json
 from zprl_sb3.pretrain.demonstrations import DemonstrationError, Demonstrations, load_demonstrations
-from zprl_sb3.pretrain.recording import load_episode, read_collection, save_demonstrations
+from zprl_sb3.pretrain.recording import load_episode, read_collection, save_demonstrations, stored_success
 from zprl_sb3.robot_envs.collection import check_settings, env_kwargs, family_of, record_episodes
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import add_seed, add_settings, at_least, new_parser
@@ -62,7 +62,7 @@ def collect(
     check_settings(env_id, settings)
     # As it is read back: lists where there were tuples. An empty table says nothing, and older files have none.
     settings = {key: value for key, value in json.loads(json.dumps(settings)).items() if value != {}}
-    identity: dict[str, Any] = {"env_id": env_id, "seed": seed, "settings": settings}
+    identity: dict[str, Any] = {"env_id": env_id, "seed": seed, "settings": _identity(settings)}
     identity["env_version"] = version(family_of(env_id).simulator)
     if output.exists() and not overwrite:
         _check_same(output, identity, episodes)
@@ -72,7 +72,7 @@ def collect(
     _claim(partial, identity, overwrite)
     print(f"Collecting {episodes} episodes of {env_id} with seed {seed} into {output}")
     try:
-        _collect_missing(partial, episodes, identity, jobs)
+        _collect_missing(partial, episodes, env_id, seed, settings, jobs)
     except KeyboardInterrupt:
         done = sum(_episode_path(partial, k).exists() for k in range(episodes))
         print(
@@ -84,6 +84,11 @@ def collect(
     shutil.rmtree(partial)
     print(f"Wrote {output}")
     return output
+
+
+def _identity(settings: dict[str, Any]) -> dict[str, Any]:
+    # An expert is what its file holds, wherever that lies.
+    return settings | ({"expert": sha256(Path(settings["expert"]))} if settings.get("expert") else {})
 
 
 def _check_same(output: Path, identity: dict[str, Any], episodes: int) -> None:
@@ -114,12 +119,12 @@ def _episode_path(partial: Path, k: int) -> Path:
     return partial / f"episode_{k:06d}.npz"
 
 
-def _collect_missing(partial: Path, episodes: int, identity: dict[str, Any], jobs: int) -> None:
+def _collect_missing(partial: Path, episodes: int, env_id: str, seed: int, settings: dict[str, Any], jobs: int) -> None:
     paths = {k: _episode_path(partial, k) for k in range(episodes)}
-    done = [load_episode(path).success for path in paths.values() if path.exists()]
+    done = [stored_success(path) for path in paths.values() if path.exists()]
     missing = {k: path for k, path in paths.items() if not path.exists()}
-    with tqdm(total=episodes, initial=len(done), unit="episode", desc=identity["env_id"], dynamic_ncols=True) as bar:
-        for success in record_episodes(missing, identity["env_id"], identity["seed"], identity["settings"], jobs):
+    with tqdm(total=episodes, initial=len(done), unit="episode", desc=env_id, dynamic_ncols=True) as bar:
+        for success in record_episodes(missing, env_id, seed, settings, jobs):
             done.append(success)
             bar.set_postfix(success=f"{np.mean(done):.0%}", refresh=False)
             bar.update()

@@ -61,6 +61,7 @@ def evaluate_base(
     chunk: int | None = None,
     env_kwargs: dict[str, Any] | None = None,
     videos: Videos | None = None,
+    subprocess: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate a base policy in the four ways of :data:`WAYS` and return the results by name.
 
@@ -73,13 +74,15 @@ def evaluate_base(
     :param chunk: h; the checkpoint's own where None
     :param env_kwargs: Further arguments of ``gymnasium.make``, beside those of the demonstrations
     :param videos: Videos to write, those of the first way only
+    :param subprocess: One process for each of up to 25 environments
     """
     policy = load_policy(checkpoint, chunk, device_of(device))
     arguments = make_arguments(checkpoint, env_kwargs or {})
     results: dict[str, dict[str, Any]] = {}
     for name, (kind, noise) in WAYS.items():
         steering = kind(policy, scale=1.0, noise=noise)
-        result = _evaluate(NoSteering(), policy, steering, episodes, seed, arguments, None if results else videos)
+        wanted = None if results else videos
+        result = _evaluate(NoSteering(), policy, steering, episodes, seed, arguments, wanted, subprocess)
         results[name] = result | {"policy": str(checkpoint), "model": None, "scale": None}
     return results
 
@@ -91,6 +94,7 @@ def evaluate_run(
     noise: NoiseKind = "normal",
     device: str = "auto",
     videos: Videos | None = None,
+    subprocess: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the final model of a run folder with the actor's mean and the posterior's mean.
 
@@ -100,6 +104,7 @@ def evaluate_run(
     :param noise: Flow noise, ``"normal"`` or ``"zero"``
     :param device: ``cpu``, ``cuda`` or ``auto``
     :param videos: Videos to write
+    :param subprocess: One process for each of up to 25 environments
     :return: success_rate, ci95, episodes, seeds, mean_length (env steps), policy, model, scale, steering diagnostics
     :raises FileNotFoundError: If the run has no final model
     """
@@ -115,7 +120,7 @@ def evaluate_run(
     steering = LatentSteering(policy, settings["scale"], noise=noise)
     model.steering_spec.require_same(steering.spec(settings["gamma"]))
     recorder = Recorder(model, episodes)
-    result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos)
+    result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos, subprocess)
     result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": steering.scale}
     return result | {"steering": recorder.diagnose(steering), "env_steps": model.env_steps}
 
@@ -128,6 +133,7 @@ def _evaluate(
     seed: int,
     arguments: dict[str, Any],
     videos: Videos | None,
+    subprocess: bool,
 ) -> dict[str, Any]:
     assert policy.env_id is not None
     layer = None
@@ -135,7 +141,13 @@ def _evaluate(
         arguments = arguments | {"render_mode": "rgb_array"}
         layer = partial(EpisodeVideo, folder=videos.folder, seeds=range(seed, seed + videos.count))
     env = make_vec_steering(
-        policy.env_id, steering, parallel_envs(episodes), env_kwargs=arguments, seeded_episodes=True, layer=layer
+        policy.env_id,
+        steering,
+        parallel_envs(episodes),
+        env_kwargs=arguments,
+        subprocess=subprocess,
+        seeded_episodes=True,
+        layer=layer,
     )
     try:
         result = evaluate(predictor, env, seed, episodes).summary()
@@ -176,6 +188,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="write videos of the first N episodes into videos/ beside the JSON file (of a base policy: the first way)",
     )
+    parser.add_argument(
+        "--subprocess",
+        action="store_true",
+        help="one process for each of up to 25 environments, where there are cores and memory (robosuite 0.5 GB each)",
+    )
     parser.add_argument("--chunk", type=at_least(1), help="h of a base policy; default: the checkpoint's own")
     parser.add_argument(
         "--output",
@@ -195,10 +212,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(args.output or default)
     videos = Videos(output.parent / "videos", args.video) if args.video else None
     if is_run:
-        content = evaluate_run(what, args.episodes, args.seed, args.noise, args.device, videos)
+        content = evaluate_run(what, args.episodes, args.seed, args.noise, args.device, videos, args.subprocess)
         results = {"steered, zero noise" if zero else "steered": content}
     else:
-        results = content = evaluate_base(what, args.episodes, args.seed, args.device, args.chunk, None, videos)
+        chunk, device = args.chunk, args.device
+        results = content = evaluate_base(what, args.episodes, args.seed, device, chunk, None, videos, args.subprocess)
     write_json(output, content)
     print(table(results))
     print(f"Wrote {output}{f' and videos to {videos.folder}' if videos else ''}")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import hydra
 import torch as th
 from hydra.errors import HydraException
@@ -24,10 +25,12 @@ from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.processes import Processes, local_device, processes
 from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
 from zprl_sb3.pretrain.windows import cut_windows, split_episodes
+from zprl_sb3.robot_envs.collection import check_version
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
 from zprl_sb3.scripts.evaluate import base_evaluation, evaluate_base, table
 from zprl_sb3.settings import load_settings
+from zprl_sb3.wrappers.steering_wrapper import chunked
 
 CONFIG_MODULE = "zprl_sb3.hyperparams.pretrain"
 
@@ -42,7 +45,7 @@ def pretrain(config: dict[str, Any], group: Processes | None = None) -> Path:
     """
     group = group or Processes()
     output = Path(config["output"])
-    demos = load_demonstrations(config["demos"])
+    demos = load_demonstrations(config["demos"], config["observation"])
     if config["mask"]:
         demos = demos.select(config["mask"])
     config = config | {part: by_task(config[part], demos.env_id) for part in ("model", "training")}
@@ -85,6 +88,7 @@ def _prepare(
     device = local_device(device_of(config["device"]))
     th.manual_seed(config["seed"])
     policy = _build(demos, dict(config["model"])).to(device)
+    check_environment(demos, policy, needed=config["evaluation"]["episodes"] > 0)
     training, validation = split_episodes(len(demos), config["validation_ratio"], config["seed"])
     train, held_out = (
         cut_windows(demos, episodes, policy.obs_steps, policy.horizon, device) for episodes in (training, validation)
@@ -121,6 +125,32 @@ def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
     return policy
 
 
+def check_environment(demos: Demonstrations, policy: FlowPolicy, needed: bool) -> None:
+    """Compare demonstrations with the environment that they name, before any training.
+
+    :param demos: The demonstrations
+    :param policy: Made for them
+    :param needed: Whether an environment that cannot be made is an error, as it is where the policy will be evaluated
+    :raises ValueError: If they differ, or were recorded with another release of the simulator
+    :raises ImportError: If the simulator is needed and not installed
+    :raises gymnasium.error.Error: If the environment is needed and there is none of this id
+    """
+    check_version(demos.env_id, demos.env_version)
+    try:
+        env = gym.make(demos.env_id, **demos.env_kwargs)
+    except Exception as error:
+        if needed:
+            raise
+        print(f"{demos.env_id} cannot be made here, so the demonstrations are not compared with it ({error})")
+        return
+    try:
+        chunked(env, policy, gamma=1.0)
+    except ValueError as error:
+        raise ValueError(f"{demos.path} does not fit the environment that it names: {error}") from error
+    finally:
+        env.close()
+
+
 def build_policy(shapes: dict[str, tuple[int, ...]], action_dim: int, model: dict[str, Any]) -> FlowPolicy:
     """Return an untrained policy with its bottleneck.
 
@@ -135,12 +165,14 @@ def build_policy(shapes: dict[str, tuple[int, ...]], action_dim: int, model: dic
     return policy
 
 
-def evaluate_checkpoint(checkpoint: Path, episodes: int, seed: int, device: str = "auto") -> dict[str, Any]:
+def evaluate_checkpoint(
+    checkpoint: Path, episodes: int, seed: int, device: str = "auto", subprocess: bool = False
+) -> dict[str, Any]:
     """Evaluate both paths (through c and through the bottleneck's mean), with and without flow noise.
 
     Writes ``base_evaluation.json`` beside the checkpoint, as ``zprl evaluate`` does, and returns its content.
     """
-    results = evaluate_base(checkpoint, episodes, seed, device)
+    results = evaluate_base(checkpoint, episodes, seed, device, subprocess=subprocess)
     write_json(base_evaluation(checkpoint), results)
     print(table(results))
     print(f"Wrote {base_evaluation(checkpoint)}")

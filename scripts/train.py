@@ -70,7 +70,7 @@ def train(
     if model_path.is_file() and _trained_chunks(model_path) >= settings["n_timesteps"]:
         print(f"{model_path} is trained already; choose another --output to train anew, or a larger n_timesteps")
         return model_path
-    envs = _make_envs(policy, make_arguments(policy_path, settings["env_kwargs"]), settings)
+    envs = _make_envs(policy, policy_path, settings)
     try:
         model, evaluations = _prepare(*envs, output, seed, settings, device)
         record_run(output / "run.yml", run)
@@ -104,16 +104,20 @@ def _check(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
-def _make_envs(policy: FlowPolicy, kwargs: dict[str, Any], settings: dict[str, Any]) -> tuple[VecSteering, VecSteering]:
+def _make_envs(
+    policy: FlowPolicy, policy_path: str | Path, settings: dict[str, Any]
+) -> tuple[VecSteering, VecSteering]:
     """Return the environments to train and to evaluate in."""
     assert policy.env_id is not None
+    kwargs = make_arguments(policy_path, settings["env_kwargs"])
+    train_kwargs = make_arguments(policy_path, settings["env_kwargs"] | settings["train_env_kwargs"])
     # As in pretraining, images are cropped at random places while it learns, and at the centre when it is judged.
     training = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
     evaluation = LatentSteering(policy, settings["scale"])
     n_envs, gamma, subprocess = settings["n_envs"], settings["gamma"], settings["subprocess"]
     n_eval = parallel_envs(settings["eval_episodes"])
     return (
-        make_vec_steering(policy.env_id, training, n_envs, gamma, kwargs | settings["train_env_kwargs"], subprocess),
+        make_vec_steering(policy.env_id, training, n_envs, gamma, train_kwargs, subprocess),
         make_vec_steering(policy.env_id, evaluation, n_eval, gamma, kwargs, subprocess, seeded_episodes=True),
     )
 

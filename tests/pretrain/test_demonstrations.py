@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zprl_sb3.files import sha256
-from zprl_sb3.pretrain.demonstrations import DemonstrationError, load_demonstrations
+from zprl_sb3.pretrain.demonstrations import DemonstrationError, StoredImages, load_demonstrations
 from zprl_sb3.pretrain.recording import (
     Episode,
     load_episode,
@@ -139,13 +139,42 @@ def test_robomimics_own_attributes_are_enough(path):
     assert read_collection(path) == {}
 
 
-def test_images_stay_bytes(path):
+def with_images(path):
     with h5py.File(path, "r+") as file:
         for demo in file["data"].values():
-            demo["obs/image"] = np.full((demo.attrs["num_samples"], 8, 8, 3), 7, np.uint8)
-    images = load_demonstrations(path).observations["image"]
-    assert images[0].dtype == np.uint8
-    assert images[0].shape == (3, 8, 8, 3)
+            images = np.full((demo.attrs["num_samples"], 8, 8, 3), 7, np.uint8)
+            demo.create_dataset("obs/image", data=images, chunks=(1, 8, 8, 3), compression="gzip")
+    return path
+
+
+def test_images_stay_bytes_in_the_file_until_they_are_needed(path):
+    images = load_demonstrations(with_images(path), "image").observations["image"]
+    assert isinstance(images[0], StoredImages)
+    assert (images[0].ndim, len(images[0]), images[0].nbytes) == (4, 3, 3 * 8 * 8 * 3)
+    assert images[0][:].dtype == images[0].dtype == np.uint8
+    np.testing.assert_array_equal(images[0][1:], np.full((2, 8, 8, 3), 7))
+
+
+def test_images_that_turn_out_to_be_damaged_are_named(path):
+    with h5py.File(with_images(path), "r") as file:
+        place = file["data/demo_2/obs/image"].id.get_chunk_info(1).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    images = load_demonstrations(path, "image").observations["image"]
+    assert images[1][:].shape == images[1].shape
+    with pytest.raises(DemonstrationError, match=r"demos\.hdf5: not an HDF5 file, or a damaged one"):
+        images[2][:]
+
+
+def test_observations_that_a_file_does_not_hold_are_named(path):
+    with pytest.raises(DemonstrationError, match=r"it holds no images\. Collect with --set observation=image"):
+        load_demonstrations(path, "image")
+    with h5py.File(with_images(path), "r+") as file:
+        for demo in file["data"].values():
+            del demo["obs/object"]
+    with pytest.raises(DemonstrationError, match="does not hold the state, whose key is 'object'"):
+        load_demonstrations(path, "state")
 
 
 def test_images_of_other_numbers_are_refused(path):

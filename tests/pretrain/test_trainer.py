@@ -54,6 +54,17 @@ def test_the_result_is_frozen_and_averaged(tmp_path: Path, trainer: Any) -> None
     assert not same(result.parameters(), run.policy.parameters())
 
 
+def test_the_average_follows_its_formula(tmp_path: Path, trainer: Any) -> None:
+    run = trainer(tmp_path)
+    expected = th.zeros(())
+    for step in (1, 2, 3, 4):
+        run._update(run._draw())
+        weight, average = (policy.unet.head[-1].weight for policy in (run.policy, run.ema))
+        decay = 0.0 if step == 1 else 1 - (1 + step) ** -0.8  # the first weights are the first average
+        expected = decay * expected + (1 - decay) * weight.detach()
+        th.testing.assert_close(average, expected)
+
+
 def test_the_same_seed_gives_the_same_weights(whole: FlowPolicy, tmp_path: Path, trainer: Any) -> None:
     again, other = trainer(tmp_path / "again").run(), trainer(tmp_path / "other", seed=1).run()
     assert same(again.state_dict().values(), whole.state_dict().values())

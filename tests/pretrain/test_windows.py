@@ -23,6 +23,7 @@ def demonstrations(lengths: list[int]) -> Demonstrations:
         sha256="",
         env_id="test/None-v0",
         env_kwargs={},
+        env_version="",
         names=[f"demo_{k}" for k in range(count)],
         observations={"a": values, "b": [np.concatenate([x, -x], axis=1) for x in values]},
         actions=[x + 0.5 for x in values],

@@ -79,7 +79,15 @@ def test_images_are_compressed_bytes_frame_by_frame(push):
         assert images.chunks == (1, 84, 84, 3)
         assert images.compression == "gzip"
         assert images.id.get_storage_size() < 0.7 * images.size
-        assert set(file["data/demo_0/next_obs"]) == {"proprio"}
+        assert set(file["data/demo_0/next_obs"]) == {"object", "proprio"}
+
+
+def test_one_file_serves_policies_that_see_images_and_those_that_see_the_state(push):
+    image, state = (load_demonstrations(push, observation) for observation in ("image", "state"))
+    assert set(image.observations) == {"proprio", "corner2_image"} == set(load_demonstrations(push).observations)
+    assert set(state.observations) == {"proprio", "object"}
+    assert [demos.env_kwargs["observation"] for demos in (image, state)] == ["image", "state"]
+    np.testing.assert_array_equal(image.observations["proprio"][0], state.observations["proprio"][0])
 
 
 def test_an_episode_of_lift_succeeds(lift):

@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from zprl_sb3.pretrain.demonstrations import load_demonstrations
+from zprl_sb3.pretrain.demonstrations import DemonstrationError, load_demonstrations
 from zprl_sb3.robot_envs import adroit_id
 from zprl_sb3.robot_envs.collection import check_settings, demonstrate, family_of
 from zprl_sb3.robot_envs.dapg import ExpertDemonstrator, Operator, load_expert
@@ -308,3 +309,22 @@ def test_episodes_with_images_are_collected(tmp_path):
     env = gym.make(demonstrations.env_id, **demonstrations.env_kwargs)
     assert set(demonstrations.observations) == set(env.observation_space) == {"proprio", "top_image"}
     assert [len(actions) for actions in demonstrations.actions] == [40, 40]
+
+
+@needs_experts
+def test_an_expert_is_what_its_file_holds_wherever_that_lies(tmp_path, capsys):
+    output, copy = tmp_path / "demos.hdf5", tmp_path / "copy.npz"
+    shutil.copy(EXPERTS / "hammer.npz", copy)
+
+    def again(expert):
+        settings = load_settings("collect.yml", "zprl/AdroitHammer-v0", [f"expert={expert}", "max_episode_steps=4"])
+        return collect("zprl/AdroitHammer-v0", 1, 0, output, settings=settings)
+
+    again(EXPERTS / "hammer.npz")
+    again(copy)
+    assert "is complete already" in capsys.readouterr().out
+    arrays = dict(np.load(copy))
+    arrays["log_std"] = arrays["log_std"] + 1
+    np.savez(copy, **arrays)
+    with pytest.raises(DemonstrationError, match="exists and differs in settings"):
+        again(copy)

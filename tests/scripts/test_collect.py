@@ -162,6 +162,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, jobs):
     text, _ = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Interrupted" in text
+    assert ("the episodes under way are finished first" in text) == (jobs == "2")
     assert "The same command goes on from there" in text
     assert "Traceback" not in text
     assert not output.exists()
@@ -260,6 +261,8 @@ def test_an_unstable_episode_is_tried_again_and_reported(tmp_path, monkeypatch):
         ("operators.okay=none", "operators"),
         ("operators.okay.noise=[1,0]", "'okay' needs 'noise'"),
         ("observation=sound", "not available"),
+        ("env_kwargs.observation=image", "observation: a setting of its own, not one of env_kwargs"),
+        ("env_kwargs.max_episode_steps=9", "max_episode_steps: a setting of its own, not one of env_kwargs"),
         ("speed=3", "unknown setting 'speed'"),
         ("speed", "key=value"),
     ],

@@ -143,6 +143,8 @@ def test_other_demonstrations_in_the_same_folder_are_refused(
 def pictures(file: h5py.File) -> None:
     for demo in file["data"].values():
         demo["obs/image"] = np.zeros((len(demo["actions"]), 8, 8, 3), np.uint8)
+    env_args = json.loads(file["data"].attrs["env_args"])
+    file["data"].attrs["env_args"] = json.dumps(env_args | {"env_kwargs": {"observation": "image"}})
 
 
 def one_demo(file: h5py.File) -> None:
@@ -251,6 +253,44 @@ def test_the_settings_of_the_paper_are_the_default() -> None:
     assert (config["training"]["epochs"], config["training"]["steps"]) == (1000, None)
     assert by_task(config["training"], "zprl/Can-v0")["beta"] == 2e-4
     assert by_task(config["training"], "zprl/Transport-v0")["beta"] == 1e-4
+
+
+def changed(push_demos: Path, path: Path, **changes: Any) -> Path:
+    """Copy demonstrations, with changes of what they say about their environment."""
+    shutil.copy(push_demos, path)
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps(json.loads(file["data"].attrs["env_args"]) | changes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"env_name": "zprl/Lift-v0", "env_version": ""},
+            "does not fit the environment that it names: The policy needs",
+        ),
+        ({"env_name": "zprl/Pusch-v0"}, "Pusch"),
+        ({"env_version": "2.9.0"}, "were recorded with metaworld 2.9.0, installed is"),
+    ],
+)
+def test_demonstrations_are_compared_with_their_environment_before_any_training(
+    push_demos: Path, tmp_path: Path, zprl: Any, changes: dict[str, Any], message: str
+) -> None:
+    demos = changed(push_demos, tmp_path / "demos.hdf5", **changes)
+    code, _, err = zprl(*pretrain_command(demos, tmp_path / "base", "evaluation.episodes=1"))
+    assert code == 1
+    assert message in err
+    assert not list(tmp_path.glob("base/pretrain.yml"))
+
+
+def test_where_nothing_is_evaluated_an_unknown_environment_is_only_told(
+    push_demos: Path, tmp_path: Path, zprl: Any
+) -> None:
+    demos = changed(push_demos, tmp_path / "demos.hdf5", env_name="lab/Robot-v0")
+    code, out, _ = zprl(*pretrain_command(demos, tmp_path / "base", "training.steps=2"))
+    assert code == 0
+    assert "lab/Robot-v0 cannot be made here, so the demonstrations are not compared with it" in out
 
 
 def test_epochs_are_passes_over_the_windows() -> None:

@@ -424,12 +424,20 @@ def test_the_environments_are_closed_after_an_error(sick_policy: Path, tmp_path:
     assert len(closed) > 2
 
 
-SETTINGS = {"scale": 0.5, "sample_latent": True, "n_envs": 2, "gamma": 0.9, "subprocess": False, "eval_episodes": 6}
+SETTINGS: dict[str, Any] = {
+    "scale": 0.5,
+    "sample_latent": True,
+    "n_envs": 2,
+    "gamma": 0.9,
+    "subprocess": False,
+    "eval_episodes": 6,
+    "env_kwargs": {},
+    "train_env_kwargs": {},
+}
 
 
 def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None:
-    settings = SETTINGS | {"train_env_kwargs": {}}
-    training, evaluation = program._make_envs(load_policy(toy_policy), {"reach": 0.3}, settings)
+    training, evaluation = program._make_envs(load_policy(toy_policy), toy_policy, SETTINGS)
     samples = [env.steering.sample_latent for env in (training, evaluation)]  # type: ignore[attr-defined]
     assert samples == [True, False]
     assert (training.num_envs, evaluation.num_envs) == (2, 6)
@@ -437,16 +445,25 @@ def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None
 
 def test_some_arguments_are_for_training_only(toy_policy: Path) -> None:
     settings = SETTINGS | {"train_env_kwargs": {"reach": 0.1}}
-    envs = program._make_envs(load_policy(toy_policy), {"reach": 0.3}, settings)
+    envs = program._make_envs(load_policy(toy_policy), toy_policy, settings)
     assert [env.get_attr("reach")[0] for env in envs] == [0.1, 0.3]
 
 
-def test_images_are_cropped_at_random_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_policy_sees_is_the_same_in_training(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    save_policy(policy, tmp_path / "policy", env_kwargs={"observation": "state"})
+    settings = SETTINGS | {"train_env_kwargs": {"observation": "image"}}
+    with pytest.raises(ValueError, match="learned with observation='state' and would see other things with 'image'"):
+        program._make_envs(tiny_policy(env_id="zprl/Push-v0"), tmp_path / "policy", settings)
+
+
+def test_images_are_cropped_at_random_in_training_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = image_policy(env_id=POINT_IMAGES)
+    save_policy(policy, tmp_path / "policy")
     places: list[Any] = []
     embed = policy.embed
     monkeypatch.setattr(policy, "embed", lambda obs, where=None: places.append(where) or embed(obs, where))
-    for env in program._make_envs(policy, {}, SETTINGS | {"train_env_kwargs": {}}):
+    for env in program._make_envs(policy, tmp_path / "policy", SETTINGS):
         env.reset()
     training, evaluation = places
     assert training.shape == (2, len(policy.image_keys), 2)
