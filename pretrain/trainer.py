@@ -145,6 +145,7 @@ class Trainer:
             policy.obs_normalizer.fit(vectors)
         policy.action_normalizer.fit(train.actions, config.unscaled(policy.action_dim))
         self._average = AveragedModel(policy, multi_avg_fn=self._move_average)
+        self._average.n_averaged.fill_(1)  # the initial weights count: from zero, the first update would replace them
         self.ema: FlowPolicy = self._average.module.freeze()  # type: ignore[operator]
         self.optimizer = adamw(policy, config.learning_rate, config.betas, config.weight_decay)
         self.step = 0
@@ -294,7 +295,6 @@ class Trainer:
             ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        self._average.n_averaged.fill_(self.step)
         cpu, *gpus = state["rng"]
         th.set_rng_state(cpu)
         if gpus and self.train.device.type == "cuda":
