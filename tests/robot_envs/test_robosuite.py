@@ -1,5 +1,6 @@
 import functools
 import logging
+import os
 import sys
 import types
 import weakref
@@ -12,6 +13,8 @@ from gymnasium.utils.env_checker import check_env
 from PIL import Image
 
 from zprl_sb3.robot_envs import ROBOSUITE_TASKS, UnstableSimulationError, robosuite_id
+from zprl_sb3.robot_envs import robosuite as robosuite_module
+from zprl_sb3.robot_envs.rendering import RenderingError
 from zprl_sb3.robot_envs.robosuite import TASKS, RobosuiteEnv, import_robosuite
 from zprl_sb3.robot_envs.rotations import matrix_of_6d, quaternion_of, rotation_6d
 
@@ -245,6 +248,33 @@ def test_another_version_of_robosuite_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "robosuite", old)
     with pytest.raises(ImportError, match=r"robosuite 1\.4\.1 is installed, but version 1\.5"):
         import_robosuite()
+
+
+def test_what_it_asserts_of_the_gpus_says_what_to_set(monkeypatch):
+    def refuse(name):
+        raise AssertionError("one of the device id specified")
+
+    monkeypatch.setattr(robosuite_module, "import_simulator", refuse)
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(RenderingError, match=r"MUJOCO_EGL_DEVICE_ID='1' with CUDA_VISIBLE_DEVICES='0': set"):
+        import_robosuite()
+
+
+@pytest.mark.parametrize("named", [None, "disable"])
+def test_its_import_leaves_the_renderers_name_alone(monkeypatch, named):
+    def overwrite(name):
+        os.environ["MUJOCO_GL"] = "egl"
+        return types.SimpleNamespace(__version__="1.5.2")
+
+    monkeypatch.setattr(robosuite_module, "import_simulator", overwrite)
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    if named is None:
+        monkeypatch.delenv("MUJOCO_GL")
+    else:
+        monkeypatch.setenv("MUJOCO_GL", named)
+    import_robosuite()
+    assert os.environ.get("MUJOCO_GL") == named
 
 
 def test_its_notices_are_silenced_its_errors_are_not(caplog):
