@@ -282,6 +282,12 @@ def test_the_camera_shows_what_it_did_when_we_looked(task):
     assert difference(frame[::-1]) > 3 * difference(frame) + 4
 
 
+def test_cameras_can_be_chosen():
+    env = make("pen", observation="image", cameras=("fixed", "view_1"))
+    assert set(env.observation_space) == {"proprio", "fixed_image", "view_1_image"}
+    assert set(env.reset(seed=0)[0]) == {"proprio", "fixed_image", "view_1_image"}
+
+
 def test_a_chunk_draws_once_what_each_step_would_have_shown():
     stepped, chunked = (make_anew("pen", observation="image", max_episode_steps=10) for _ in range(2))
     chunked = ActionChunk(chunked, 4)
@@ -323,6 +329,7 @@ def test_an_unstable_simulation_is_not_hidden():
         ({"task": "door", "observation": "sound"}, "'sound' is not available; there is state, image"),
         ({"task": "door", "render_mode": "human"}, "render_mode"),
         ({"task": "door", "render_quality": "good"}, "render_quality is 'fast' or 'full', not 'good'"),
+        ({"task": "door", "cameras": ["view_1"]}, "no camera 'view_1'; this model has fixed, vil_camera, top"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

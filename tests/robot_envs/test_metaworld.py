@@ -1,17 +1,21 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from PIL import Image
 
 from zprl_sb3 import robot_envs
 from zprl_sb3.robot_envs import METAWORLD_TASKS, env_id, register_envs
 from zprl_sb3.robot_envs.demonstrators import Operator, ScriptedDemonstrator
 from zprl_sb3.robot_envs.metaworld import MetaWorldEnv, UnstableSimulationError
 
+FRAMES = Path(__file__).parent / "frames"
+CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 PERFECT = Operator("better", noise=0, gain=1, random=0, pause=0, burst=0, bias=0, object_offset=0, goal_offset=0)
 
 
@@ -175,6 +179,7 @@ def test_the_time_limit_truncates(arguments, limit):
         ({"task": "push"}, "no task 'push'"),
         ({"task": "push-v3", "observation": "sound"}, "not available"),
         ({"task": "push-v3", "render_mode": "human"}, "render_mode"),
+        ({"task": "push-v3", "cameras": ["top"]}, "no camera 'top'; this model has topview, corner"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -212,6 +217,27 @@ def test_frames_are_upright():
     # Above is the plain grey wall, below the table: an upside-down frame has them the other way round.
     assert frame[:100].std() < frame[-200:].std()
     env.close()
+
+
+def test_cameras_can_be_chosen():
+    env = gym.make("zprl/Push-v0", observation="image", cameras=["topview", "corner3"])
+    assert set(env.observation_space) == {"proprio", "topview_image", "corner3_image"}
+    assert set(env.reset(seed=0)[0]) == {"proprio", "topview_image", "corner3_image"}
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_every_camera_shows_what_it_did_when_we_looked(camera):
+    env = gym.make("zprl/PushWall-v0", cameras=[camera])
+    env.reset(seed=0)
+    frame = env.unwrapped.images()[f"{camera}_image"]
+    expected = np.asarray(Image.open(FRAMES / f"PushWall_{camera}.png"))
+
+    def difference(image):
+        return np.abs(image.astype(int) - expected).mean()
+
+    assert difference(frame) < 4
+    assert difference(frame[::-1]) > 3 * difference(frame) + 4
+    assert difference(frame[::-1, ::-1]) > 3 * difference(frame) + 4
 
 
 def test_import_simulator_returns_the_module():
