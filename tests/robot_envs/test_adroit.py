@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
-import simulated
 from gymnasium.utils.env_checker import check_env
 
+import simulated
 from zprl_sb3.robot_envs import ADROIT_TASKS, adroit_id
 from zprl_sb3.robot_envs.adroit import TASKS, AdroitEnv
 from zprl_sb3.wrappers import ActionChunk

@@ -5,9 +5,9 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-import simulated
 from gymnasium.utils.env_checker import check_env
 
+import simulated
 from zprl_sb3 import robot_envs
 from zprl_sb3.robot_envs import METAWORLD_TASKS, env_id, register_envs
 from zprl_sb3.robot_envs.demonstrators import Operator, ScriptedDemonstrator

@@ -8,9 +8,9 @@ import weakref
 import gymnasium as gym
 import numpy as np
 import pytest
-import simulated
 from gymnasium.utils.env_checker import check_env
 
+import simulated
 from zprl_sb3.robot_envs import ROBOSUITE_TASKS, robosuite_id
 from zprl_sb3.robot_envs import robosuite as robosuite_module
 from zprl_sb3.robot_envs.rendering import RenderingError
