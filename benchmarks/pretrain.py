@@ -8,19 +8,23 @@ leaves the way of the data and the optimiser as the difference. On a GPU there i
 
 All run in one process and take turns, so that whatever else the machine does falls on each alike; on the CPU with one
 thread. The figures are medians over the blocks; a ratio says how many times as fast as the usual loop the other is.
-Memory: on a GPU the peak of each; on a CPU the peak of the process, beside the size of the images it trains on.
+Memory: on a GPU the peak of each above what lay there before it was made (weights, their average, optimiser and the
+step itself); the images, which only ours keep on the GPU, come on top (``pretrain_images``). On a CPU the peak of the
+process.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +42,29 @@ from zprl_sb3.scripts.pretrain import build_policy, by_task, compose
 from zprl_sb3.vision import MEAN, STD
 
 SHAPES: dict[str, tuple[int, ...]] = {"front_image": (84, 84, 3), "hand_image": (84, 84, 3), "proprio": (9,)}
-ACTION_DIM, SEED = 10, 0
+ACTION_DIM, SEED, TASK = 10, 0, "zprl/Square-v0"
 # By device: model settings, batch size, samples, steps in a block.
 CASES: dict[str, dict[str, Any]] = {
     "cpu": {"models": ("small_image", "paper"), "batch_size": 16, "samples": 500, "steps": 1},
     "cuda": {"models": ("small_image", "paper"), "batch_size": 256, "samples": 4000, "steps": 10},
 }
+Batch = dict[str, th.Tensor]
 Step = Callable[[], object]
+Make = Callable[[], Step]
 
 
 def make_policy(model: str) -> FlowPolicy:
     """Return an untrained policy as ``zprl pretrain model=...`` makes it for robosuite's square."""
-    settings = by_task(compose(overrides=[f"model={model}", "demos=x", "output=x"])["model"], "zprl/Square-v0")
+    settings = by_task(compose(overrides=[f"model={model}", "demos=x", "output=x"])["model"], TASK)
     th.manual_seed(SEED)
     return build_policy(SHAPES, ACTION_DIM, settings)
+
+
+def make_config(batch_size: int) -> TrainingConfig:
+    """Return the settings of ``zprl pretrain`` for it, without an end."""
+    training = by_task(compose(overrides=["demos=x", "output=x"])["training"], TASK)
+    del training["epochs"]
+    return TrainingConfig(**training | {"steps": 10**6, "batch_size": batch_size}, seed=SEED)
 
 
 def make_windows(samples: int, horizon: int, device: str) -> Windows:
@@ -70,7 +83,7 @@ def make_windows(samples: int, horizon: int, device: str) -> Windows:
     )
 
 
-class Samples(Dataset[dict[str, th.Tensor]]):
+class Samples(Dataset[Batch]):
     """What is usually written: one sample at a time, images as floats with the channels first."""
 
     def __init__(self, windows: Windows, crop: Sequence[int]) -> None:
@@ -81,22 +94,43 @@ class Samples(Dataset[dict[str, th.Tensor]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, number: int) -> dict[str, th.Tensor]:
+    def __getitem__(self, number: int) -> Batch:
+        images = [key for key, values in self.observations.items() if values.ndim == 4]
+        return self.sample(number, {key: [np.random.randint(84 - size + 1) for size in self.crop] for key in images})
+
+    def sample(self, number: int, corners: dict[str, list[int]]) -> Batch:
+        """Return a sample with the images of each camera cut at its corner."""
         sample = {"actions": th.from_numpy(self.actions[self.targets[number]])}
         for key, values in self.observations.items():
-            sample[key] = th.from_numpy(self._image(values[number]) if values.ndim == 4 else values[number])
+            cut = self._cut(values[number], *corners[key]) if key in corners else values[number]
+            sample[key] = th.from_numpy(cut)
         return sample
 
-    def _image(self, image: Any) -> Any:
-        (height, width), (top, left) = self.crop, (np.random.randint(84 - size + 1) for size in self.crop)
-        cut = image[top : top + height, left : left + width]
+    def _cut(self, image: Any, top: int, left: int) -> Any:
+        cut = image[top : top + self.crop[0], left : left + self.crop[1]]
         return np.moveaxis(cut, -1, 0).astype(np.float32) / 255
 
 
-def endless(loader: DataLoader[dict[str, th.Tensor]]) -> Iterator[dict[str, th.Tensor]]:
+def endless(loader: DataLoader[Batch]) -> Iterator[Batch]:
     """Return batches, epoch after epoch."""
     while True:
         yield from loader
+
+
+def usual_losses(
+    policy: FlowPolicy, batch: Batch, noise: th.Tensor, times: th.Tensor, latent: th.Tensor, config: TrainingConfig
+) -> dict[str, th.Tensor]:
+    """Return the losses of the usual loop, as :class:`zprl_sb3.pretrain.losses.OfflineLosses` names them."""
+    mean, std = (th.tensor(values, device=noise.device)[:, None, None] for values in (MEAN, STD))
+    cameras = zip(policy.image_keys, policy.image_encoders, strict=True)
+    parts = [encoder.head(encoder.trunk((batch[key] - mean) / std)) for key, encoder in cameras]  # type: ignore[operator]
+    context = th.cat([*parts, policy.obs_normalizer(batch["proprio"])], dim=1)
+    actions = policy.action_normalizer(batch["actions"])
+    imitation = flow_loss(policy.unet, actions, noise, times, context)
+    assert policy.bottleneck is not None
+    velocity, weights = without_gradients(policy.unet), (config.beta, config.reconstruction)
+    losses = bottleneck_loss(policy.bottleneck, velocity, context, actions, noise, times, *weights, latent)
+    return {"imitation": imitation, **losses, "total": imitation + losses["total"]}
 
 
 def usual(policy: FlowPolicy, windows: Windows, config: TrainingConfig, device: str) -> Step:
@@ -113,22 +147,17 @@ def usual(policy: FlowPolicy, windows: Windows, config: TrainingConfig, device: 
             pin_memory=bool(workers),
         )
     )
+    assert policy.bottleneck is not None
+    latent_dim = policy.bottleneck.latent_dim
     ema = copy.deepcopy(policy).freeze()
     optimizer = th.optim.AdamW(policy.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6)
-    mean, std = (th.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
 
     def step() -> None:
         batch = {key: values.to(device, non_blocking=True) for key, values in next(batches).items()}
-        cameras = zip(policy.image_keys, policy.image_encoders, strict=True)
-        parts = [encoder.head(encoder.trunk((batch[key] - mean) / std)) for key, encoder in cameras]  # type: ignore[operator,union-attr]
-        context = th.cat([*parts, policy.obs_normalizer(batch["proprio"])], dim=1)
-        actions = policy.action_normalizer(batch["actions"])
+        actions = batch["actions"]
         noise, times = th.randn_like(actions), sample_times(len(actions), actions.device)
-        loss = flow_loss(policy.unet, actions, noise, times, context)
-        assert policy.bottleneck is not None
-        velocity = without_gradients(policy.unet)
-        losses = bottleneck_loss(policy.bottleneck, velocity, context, actions, noise, times, 2e-4, 0.01)
-        loss = loss + losses["total"]
+        latent = th.randn(len(actions), latent_dim, device=device)
+        loss = usual_losses(policy, batch, noise, times, latent, config)["total"]
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -140,48 +169,81 @@ def usual(policy: FlowPolicy, windows: Windows, config: TrainingConfig, device: 
     return step
 
 
+def make_trainer(policy: FlowPolicy, windows: Windows, config: TrainingConfig, **changes: Any) -> Trainer:
+    """Return the trainer of ``zprl pretrain``, with some settings changed."""
+    config = TrainingConfig(**vars(config) | changes)
+    return Trainer(policy, windows, windows, config, Path(tempfile.gettempdir()))
+
+
 def ours(policy: FlowPolicy, windows: Windows, config: TrainingConfig, **changes: Any) -> Step:
     """Return the step of ``zprl pretrain``."""
-    config = TrainingConfig(**vars(config) | changes)
-    trainer = Trainer(policy, windows, windows, config, Path(tempfile.gettempdir()))
-    trainer._losses = compiled(trainer._losses, trainer._try, config.compile, windows.device)
+    trainer = make_trainer(policy, windows, config, **changes)
+    trainer._losses = compiled(trainer._losses, trainer._try, trainer.config.compile, windows.device)
     return lambda: trainer._update(trainer._draw())
 
 
-def make_steps(model: str, case: dict[str, Any], device: str) -> dict[str, Step]:
-    """Return the steps to compare, by name, each with its own copy of the same policy."""
-    policy = make_policy(model).to(device)
+def prepared(model: str, case: dict[str, Any], device: str) -> tuple[FlowPolicy, Windows, TrainingConfig]:
+    """Return what all train: a policy whose normalisers are fitted, windows and settings."""
+    policy, config = make_policy(model).to(device), make_config(case["batch_size"])
     windows = make_windows(case["samples"], policy.horizon, device)
-    training = compose(overrides=["demos=x", "output=x"])["training"] | {"batch_size": case["batch_size"]}
-    config = TrainingConfig(**training, seed=SEED)
     policy.obs_normalizer.fit(windows.observations["proprio"])
-    policy.action_normalizer.fit(windows.actions)
+    policy.action_normalizer.fit(windows.actions, config.unscaled(ACTION_DIM))
+    return policy, windows, config
+
+
+def plain(policy: FlowPolicy) -> FlowPolicy:
+    """Return a copy that is contiguous, as a network comes that nobody has touched."""
+    copied: FlowPolicy = copy.deepcopy(policy).to(memory_format=th.contiguous_format)  # type: ignore[call-overload]
+    return copied
+
+
+def make_steps(model: str, case: dict[str, Any], device: str) -> dict[str, Make]:
+    """Return what makes the steps to compare, by name, each with its own copy of the same policy."""
+    policy, windows, config = prepared(model, case, device)
     ways: dict[str, dict[str, Any]] = {"ours": {}, "ours_float32": {"autocast": False, "compile": False}}
     if device == "cuda":
         ways["ours_plain"] = {"compile": False}
-    steps = {name: ours(copy.deepcopy(policy), windows, config, **changes) for name, changes in ways.items()}
-    # Contiguous, as a network comes that nobody has touched.
-    plain = copy.deepcopy(policy).to(memory_format=th.contiguous_format)  # type: ignore[call-overload]
-    return {"loader": usual(plain, windows, config, device), **steps}
+
+    def make_ours(changes: dict[str, Any]) -> Step:
+        return ours(copy.deepcopy(policy), windows, config, **changes)
+
+    makers = {name: partial(make_ours, changes) for name, changes in ways.items()}
+    return {"loader": lambda: usual(plain(policy), windows, config, device), **makers}
 
 
-def measure(steps: dict[str, Step], count: int, blocks: int, device: str) -> tuple[dict[str, float], dict[str, float]]:
+def warm(make: Make, count: int, device: str) -> tuple[Step, float]:
+    """Make a step and take it a few times; return it and the peak of GPU memory above what lay there before, in MB."""
+    gc.collect()
+    before = th.cuda.memory_allocated() if device == "cuda" else 0
+    step = make()
+    seconds_of(step, count, device)
+    if device != "cuda":
+        return step, 0.0
+    th.cuda.reset_peak_memory_stats()  # compiling takes memory too
+    seconds_of(step, count, device)
+    return step, (th.cuda.max_memory_allocated() - before) / 1e6
+
+
+def seconds_of(step: Step, count: int, device: str) -> float:
+    """Return how long a step takes, of some in a row."""
+    if device == "cuda":
+        th.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    if device == "cuda":
+        th.cuda.synchronize()
+    return (time.perf_counter() - start) / count
+
+
+def measure(makers: dict[str, Make], count: int, blocks: int, device: str) -> tuple[dict[str, float], dict[str, float]]:
     """Return seconds per step (the median over blocks that take turns) and, on a GPU, peaks of memory in MB."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    memory: dict[str, float] = {}
-    for block in range(blocks + 1):
-        for name, step in steps.items():
-            if device == "cuda":
-                th.cuda.synchronize()
-                th.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            for _ in range(count):
-                step()
-            if device == "cuda":
-                th.cuda.synchronize()
-                memory[name] = th.cuda.max_memory_allocated() / 1e6
-            if block:  # the first one warms up
-                seconds[name].append((time.perf_counter() - start) / count)
+    warmed = {name: warm(make, count, device) for name, make in makers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in warmed}
+    for _ in range(blocks):
+        for name, (step, _) in warmed.items():
+            seconds[name].append(seconds_of(step, count, device))
+    memory = {name: peak for name, (_, peak) in warmed.items() if device == "cuda"}
     return {name: statistics.median(values) for name, values in seconds.items()}, memory
 
 
@@ -189,8 +251,7 @@ def report(device: str, blocks: int) -> Iterator[str]:
     """Yield the lines of one device."""
     case = CASES[device]
     for model in case["models"]:
-        steps = make_steps(model, case, device)
-        seconds, memory = measure(steps, case["steps"], blocks, device)
+        seconds, memory = measure(make_steps(model, case, device), case["steps"], blocks, device)
         for name, value in seconds.items():
             yield f"RESULT pretrain_{device}_{model}_{name} {case['batch_size'] / value:.2f} samples/s"
         for name in list(seconds)[1:]:

@@ -76,9 +76,19 @@ def processes() -> Iterator[Processes]:
 
 
 def local_device(device: th.device) -> th.device:
-    """Return this process's own GPU where the device is a GPU without a number."""
+    """Return this process's own GPU where the device is a GPU without a number.
+
+    :raises ValueError: In every process, if there are more of them on this machine than GPUs
+    """
     if str(device) != "cuda":
         return device
-    device = th.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    count, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", rank + 1)), th.cuda.device_count()
+    if count > gpus:
+        raise ValueError(
+            f"{count} processes were started on this machine, which has {gpus} GPU{'s' * (gpus != 1)}: give torchrun "
+            f"--nproc_per_node={gpus}, or show more of them in CUDA_VISIBLE_DEVICES"
+        )
+    device = th.device("cuda", rank)
     th.cuda.set_device(device)
     return device

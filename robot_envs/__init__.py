@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 # Not "import gymnasium": as a plugin this module is loaded while gymnasium itself is still being imported.
-from gymnasium.envs.registration import register, registry
+from gymnasium.envs.registration import load_env_creator, register, registry
 
 METAWORLD_TASKS: tuple[str, ...] = (
     "assembly-v3",
@@ -72,6 +75,10 @@ ADROIT_TASKS: dict[str, int] = {"door": 100, "hammer": 100, "pen": 75, "relocate
 """Tasks of the Adroit hand and their limits at registration, in environment steps of two simulator steps each."""
 
 
+OF_ANY = ("max_episode_steps", "disable_env_checker")
+"""What ``gym.make`` takes for any environment."""
+
+
 class UnstableSimulationError(FloatingPointError):
     """The physics diverged, so that whatever came after it would not be the task any more."""
 
@@ -107,6 +114,37 @@ def register_envs() -> None:
                     max_episode_steps=limit,
                     kwargs={"task": task},
                 )
+
+
+def check_kwargs(env_id: str, kwargs: Mapping[str, Any]) -> None:
+    """Find an argument that an environment does not take, before ``gym.make(env_id, **kwargs)`` raises a TypeError.
+
+    :param env_id: Gymnasium id of any environment; an unknown one is left for ``gym.make`` to explain
+    :param kwargs: Arguments of ``gym.make``
+    :raises ValueError: Naming the argument and those that the environment takes
+    :raises ImportError: If a module that the id names, or the environment's own, cannot be imported
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    known = _keywords(name)
+    if known is None:
+        return
+    unknown = [repr(key) for key in kwargs if key not in known]
+    if unknown:
+        raise ValueError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(known)}")
+
+
+def _keywords(env_id: str) -> list[str] | None:
+    """Return the names of an environment's arguments, or None if it takes any or nothing is known of it."""
+    spec = registry.get(env_id)
+    if spec is None or spec.entry_point is None:
+        return None
+    creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(spec.entry_point)
+    parameters = inspect.signature(creator).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [*(parameter.name for parameter in parameters), *OF_ANY]
 
 
 def import_simulator(name: str) -> ModuleType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +150,7 @@ class AdroitEnv(SimulatedEnv):
 
     - ``"proprio"`` (24,): angles of the hand's joints
     - ``"object"``: the rest of their observation; door 15, hammer 22, pen 21, relocate 15
-    - ``"top_image"`` (door, hammer) or ``"vil_camera_image"``: of the one camera
+    - ``"top_image"`` (door, hammer) or ``"vil_camera_image"``, unless other cameras are named
 
     Actions in [−1, 1] are target positions of all joints; door 28, hammer 26, pen 24, relocate 30.
     ``reset(seed=s)`` fixes the layout, which is that of gymnasium-robotics, and the whole rollout bit by bit;
@@ -162,7 +162,8 @@ class AdroitEnv(SimulatedEnv):
     :param render_quality: ``"fast"`` or ``"full"``, see :data:`~zprl_sb3.robot_envs.rendering.QUALITIES`
     :param terminate_on_failure: End an episode once the door is pushed the wrong way by 0.1 rad or the pen is dropped;
         meant for training
-    :raises ValueError: If the task, the observation, the render mode or its quality is unknown
+    :param cameras: Cameras of the image observation; None for the task's own
+    :raises ValueError: If the task, the observation, the render mode, its quality or a camera is unknown
     :raises ImportError: If gymnasium-robotics is not installed
     """
 
@@ -175,6 +176,7 @@ class AdroitEnv(SimulatedEnv):
         render_mode: str | None = None,
         render_quality: str = "fast",
         terminate_on_failure: bool = False,
+        cameras: Sequence[str] | None = None,
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"There is no Adroit task {task!r}; there is {', '.join(TASKS)}")
@@ -188,7 +190,7 @@ class AdroitEnv(SimulatedEnv):
         super().__init__(
             name=task,
             sizes=(self.task.size - HAND_JOINTS, HAND_JOINTS),
-            cameras=(self.task.camera,),
+            cameras=(self.task.camera,) if cameras is None else cameras,
             video=(self.task.camera, VIDEO_SIZE, VIDEO_SIZE),
             observation=observation,
             render_mode=render_mode,

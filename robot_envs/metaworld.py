@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,8 @@ __all__ = ["MetaWorldEnv", "UnstableSimulationError"]
 CAMERA = "corner2"
 CAMERA_POSITION = (0.6, 0.295, 0.8)
 """Nearer than Meta-World's own, as in the paper's experiments."""
+UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
+"""Cameras that hang so; ``topview``, ``behindGripper`` and ``gripperPOV`` are upright."""
 VIDEO_SIZE = 480
 
 
@@ -29,7 +32,7 @@ class MetaWorldEnv(SimulatedEnv):
 
     - ``"object"`` (17,): position and quaternion of up to two objects, zeros where there is one, then the goal
     - ``"proprio"`` (9,): positions of hand, right finger and left finger
-    - ``"corner2_image"``: of the one camera
+    - ``"corner2_image"``, unless other cameras are named
 
     Actions (4,) in [−1, 1] move the hand by up to 1 cm a step along x, y, z, and close (+) or open (−) the gripper.
     ``reset(seed=s)`` fixes the layout and the whole rollout bit by bit; ``reset()`` goes on to the next layout.
@@ -38,14 +41,20 @@ class MetaWorldEnv(SimulatedEnv):
     :param observation: ``"state"`` or ``"image"``
     :param render_mode: ``"rgb_array"`` for upright frames (480, 480, 3) of a fixed camera, or None
     :param render_quality: ``"fast"`` or ``"full"``, see :data:`~zprl_sb3.robot_envs.rendering.QUALITIES`
-    :raises ValueError: If the task, the observation, the render mode or its quality is unknown
+    :param cameras: Cameras of the image observation; None for ``corner2``
+    :raises ValueError: If the task, the observation, the render mode, its quality or a camera is unknown
     :raises ImportError: If Meta-World is not installed
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}
 
     def __init__(
-        self, task: str, observation: str = "state", render_mode: str | None = None, render_quality: str = "fast"
+        self,
+        task: str,
+        observation: str = "state",
+        render_mode: str | None = None,
+        render_quality: str = "fast",
+        cameras: Sequence[str] | None = None,
     ) -> None:
         if task not in METAWORLD_TASKS:
             raise ValueError(f"Meta-World has no task {task!r}; it has {', '.join(METAWORLD_TASKS)}")
@@ -57,7 +66,7 @@ class MetaWorldEnv(SimulatedEnv):
         super().__init__(
             name=task,
             sizes=(17, 9),
-            cameras=(CAMERA,),
+            cameras=(CAMERA,) if cameras is None else cameras,
             video=(CAMERA, VIDEO_SIZE, VIDEO_SIZE),
             observation=observation,
             render_mode=render_mode,
@@ -96,8 +105,9 @@ class MetaWorldEnv(SimulatedEnv):
         return np.concatenate([self._simulation.get_endeff_pos(), *fingers])
 
     def _frame(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        # The camera hangs upside down: turned by 180°, not mirrored.
-        return np.ascontiguousarray(super()._frame(camera, height, width)[::-1, ::-1])
+        frame = super()._frame(camera, height, width)
+        # Turned by 180°, not mirrored.
+        return np.ascontiguousarray(frame[::-1, ::-1]) if camera in UPSIDE_DOWN else frame
 
     def _diverged(self) -> bool:
         return super()._diverged() or self._simulation._did_see_sim_exception or not np.isfinite(self._raw).all()

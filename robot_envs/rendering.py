@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import logging
 import os
 import sys
@@ -19,8 +21,10 @@ QUALITIES = ("fast", "full")
 """``"fast"``: no shadows, reflections and smoothed edges, 4 to 15 times faster without a GPU. The pixels differ, so
 demonstrations, training and evaluation must agree."""
 
-BACKENDS = ("egl", "osmesa")
+LIBRARIES = {"egl": "libEGL.so", "osmesa": "libOSMesa.so"}
+BACKENDS = tuple(LIBRARIES)
 WITH_DISPLAY = ("", "glfw", "glx")
+OFF = ("disable", "disabled", "off", "false", "0")
 
 
 class RenderingError(OSError):
@@ -30,20 +34,38 @@ class RenderingError(OSError):
 def prepare_rendering() -> None:
     """Choose an off-screen renderer where none is named; to be called before any simulator is imported.
 
-    MuJoCo looks at ``MUJOCO_GL`` while it is imported, and takes a window's renderer where nothing is named.
+    MuJoCo looks at ``MUJOCO_GL`` while it is imported, and takes a window's renderer where nothing is named. Where no
+    renderer can be loaded, none is taken: all but drawing works, and drawing says what is missing.
 
-    :raises RenderingError: If ``MUJOCO_GL`` names a renderer that MuJoCo does not have
+    :raises RenderingError: If ``MUJOCO_GL`` names a renderer that MuJoCo does not have or that cannot be loaded
     """
     # PyOpenGL tells whoever logs at all that it goes without its C extension.
     logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)
-    if sys.platform != "linux":
+    # Once MuJoCo is imported, nothing changes its renderer.
+    if sys.platform != "linux" or "mujoco" in sys.modules:
         return
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    backend = os.environ.get("MUJOCO_GL", "").lower().strip()
-    off = ("disable", "disabled", "off", "false", "0")
-    if backend not in (*BACKENDS, *WITH_DISPLAY, *off, "enable", "enabled", "on", "true", "1"):
+    if not os.environ.get("MUJOCO_GL") and not os.environ.get("DISPLAY"):
+        os.environ["MUJOCO_GL"] = next(filter(_can_be_loaded, BACKENDS), OFF[0])
+    _check_backend(os.environ.get("MUJOCO_GL", "").lower().strip())
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in (*BACKENDS, *WITH_DISPLAY, *OFF, "enable", "enabled", "on", "true", "1"):
         raise RenderingError(f"MUJOCO_GL={backend!r} is unknown to MuJoCo. {_ADVICE}")
+    if backend in BACKENDS and not _can_be_loaded(backend):
+        raise RenderingError(
+            f"MUJOCO_GL={backend}, but {LIBRARIES[backend]} cannot be loaded here. {_ADVICE}. MUJOCO_GL={OFF[0]} is "
+            "enough where nothing is drawn"
+        )
+
+
+def _can_be_loaded(backend: str) -> bool:
+    # By the names that PyOpenGL tries. What it cannot load shows as an AttributeError while MuJoCo is imported.
+    for version in ("", *(f".{number}" for number in range(10))):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(LIBRARIES[backend] + version)
+            return True
+    return False
 
 
 _ADVICE = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from zprl_sb3.robot_envs import UnstableSimulationError, import_simulator
 from zprl_sb3.robot_envs.base import Observation, SimulatedEnv, check_arguments
-from zprl_sb3.robot_envs.rendering import prepare_rendering
+from zprl_sb3.robot_envs.rendering import RenderingError, prepare_rendering
 from zprl_sb3.robot_envs.rotations import matrix_of_6d, rotation_vector
 
 VERSION = "1.5"
@@ -198,17 +199,36 @@ def import_robosuite() -> ModuleType:
     """Import robosuite without its notices, for off-screen rendering.
 
     :raises ImportError: If it is not installed, or another version than 1.5
+    :raises RenderingError: If the environment's variables for rendering name what it refuses
     """
     prepare_rendering()
     # It greets with warnings about optional parts while it is imported, before its logger can be changed.
     logging.getLogger("robosuite_logs").addFilter(_is_error)
-    robosuite = import_simulator("robosuite")
+    robosuite = _import()
     if not robosuite.__version__.startswith(f"{VERSION}."):
         raise ImportError(
             f"robosuite {robosuite.__version__} is installed, but version {VERSION} is needed: the controllers differ. "
             'Install it with: pip install "zprl-sb3[sim]" "robosuite==1.5.2"'
         )
     return robosuite
+
+
+def _import() -> ModuleType:
+    renderer = os.environ.get("MUJOCO_GL")
+    try:
+        return import_simulator("robosuite")
+    except AssertionError as error:
+        devices = [f"{name}={os.environ.get(name)!r}" for name in ("MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES")]
+        raise RenderingError(
+            f"robosuite refuses {' with '.join(devices)}: set MUJOCO_EGL_DEVICE_ID to one of the numbers in "
+            "CUDA_VISIBLE_DEVICES, or unset it"
+        ) from error
+    finally:
+        # It names EGL whatever was named before: too late for this process, but those that it starts would believe it.
+        if renderer is None:
+            os.environ.pop("MUJOCO_GL", None)
+        else:
+            os.environ["MUJOCO_GL"] = renderer
 
 
 def _is_error(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from zprl_sb3.policy import PolicyInterface
+from zprl_sb3.robot_envs import check_kwargs
 from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
 from zprl_sb3.wrappers.steering import Array, Steering, SteeringSpec, episode_rng
 from zprl_sb3.wrappers.steering_wrapper import QUALITY, by_key, check_chunking, check_fit, check_rendering, chunked
@@ -140,7 +141,9 @@ def make_vec_steering(
     :param subprocess: One process per environment (slow simulators, pixels) instead of all in this process
     :param seeded_episodes: Fix the seeds of **all** episodes, not only of the first (evaluation)
     :param layer: A wrapper to put directly around each environment, below all others, e.g. for videos
+    :raises ValueError: If the environments lack one of ``env_kwargs``, or the policy does not fit them
     """
+    check_kwargs(env_id, env_kwargs or {})
     whole = steering.policy
     policy = _Interface(dict(whole.observation_shapes), whole.action_dim, whole.obs_steps, whole.chunk, whole.env_id)
 

@@ -87,8 +87,32 @@ def test_every_process_computes_its_rows_of_one_batch() -> None:
 def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[Any] = []
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert local_device(th.device("cuda")) == th.device("cuda", 3)
     assert chosen == [th.device("cuda", 3)]
     assert local_device(th.device("cuda", 1)) == th.device("cuda", 1)
+    assert local_device(th.device("cpu")) == th.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "message"),
+    [
+        (2, {"LOCAL_WORLD_SIZE": "3", "LOCAL_RANK": "0"}, r"^3 processes were .* has 2 GPUs.*--nproc_per_node=2"),
+        (1, {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}, r"^2 processes were .* has 1 GPU:"),
+        (2, {"LOCAL_RANK": "2"}, r"^3 processes were .* has 2 GPUs"),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_in_each(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, variables: dict[str, str], message: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: pytest.fail(f"{device} was chosen"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        local_device(th.device("cuda"))
+    assert local_device(th.device("cuda", 5)) == th.device("cuda", 5)
     assert local_device(th.device("cpu")) == th.device("cpu")

@@ -7,26 +7,15 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+import simulated
 from zprl_sb3 import robot_envs
 from zprl_sb3.robot_envs import METAWORLD_TASKS, env_id, register_envs
 from zprl_sb3.robot_envs.demonstrators import Operator, ScriptedDemonstrator
-from zprl_sb3.robot_envs.metaworld import MetaWorldEnv, UnstableSimulationError
+from zprl_sb3.robot_envs.metaworld import MetaWorldEnv
 
+CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
+SHOWN = [("PushWall", camera) for camera in CAMERAS] + [("BoxClose", "corner2")]
 PERFECT = Operator("better", noise=0, gain=1, random=0, pause=0, burst=0, bias=0, object_offset=0, goal_offset=0)
-
-
-def rollout(env, seed, steps=20):
-    """All that an agent or a demonstration file sees of one episode under random actions."""
-    env.action_space.seed(seed)
-    observation, _ = env.reset(seed=seed)
-    seen = []
-    for _ in range(steps):
-        state = env.get_wrapper_attr("get_state")()
-        seen.append(np.concatenate([observation["object"], observation["proprio"], state]))
-        observation, _, terminated, _, _ = env.step(env.action_space.sample())
-        if terminated:
-            break
-    return np.stack(seen)
 
 
 def test_every_task_of_metaworld_is_registered():
@@ -78,11 +67,7 @@ def test_gymnasiums_own_check():
 
 @pytest.mark.parametrize("task", ["push-v3", "door-open-v3", "peg-insert-side-v3"])
 def test_a_seed_fixes_the_rollout_bit_by_bit(task):
-    env = gym.make(env_id(task))
-    first = rollout(env, seed=5)
-    rollout(env, seed=6, steps=7)
-    np.testing.assert_array_equal(rollout(env, seed=5), first)
-    np.testing.assert_array_equal(rollout(gym.make(env_id(task)), seed=5), first)
+    simulated.check_seeded_rollouts(gym.make(env_id(task)), gym.make(env_id(task)), steps=20)
 
 
 @pytest.mark.slow
@@ -91,27 +76,13 @@ def test_every_task_is_seeded(task):
     test_a_seed_fixes_the_rollout_bit_by_bit(task)
 
 
-def test_seeds_give_distinct_layouts():
-    env = gym.make("zprl/BoxClose-v0")
-    layouts = {env.reset(seed=seed)[0]["object"].tobytes() for seed in range(50)}
-    assert len(layouts) == 50
-
-
-def test_resets_without_a_seed_go_on_from_the_last_seed():
-    env = gym.make("zprl/Push-v0")
-
-    def layouts():
-        return [env.reset(seed=3)[0]["object"]] + [env.reset()[0]["object"] for _ in range(3)]
-
-    first = layouts()
-    assert len({layout.tobytes() for layout in first}) == 4
-    np.testing.assert_array_equal(layouts(), first)
+@pytest.mark.parametrize("name", ["zprl/BoxClose-v0", "zprl/Push-v0"])
+def test_seeds_give_distinct_layouts_and_resets_go_on_from_the_last_seed(name):
+    simulated.check_layouts(gym.make(name), seeds=50)
 
 
 def test_the_global_generator_of_numpy_is_left_alone():
-    state = np.random.get_state()[1].copy()
-    gym.make("zprl/Push-v0").reset(seed=0)
-    np.testing.assert_array_equal(np.random.get_state()[1], state)
+    simulated.check_global_generator(gym.make("zprl/Push-v0"))
 
 
 def test_the_observation_names_what_it_holds():
@@ -175,6 +146,7 @@ def test_the_time_limit_truncates(arguments, limit):
         ({"task": "push"}, "no task 'push'"),
         ({"task": "push-v3", "observation": "sound"}, "not available"),
         ({"task": "push-v3", "render_mode": "human"}, "render_mode"),
+        ({"task": "push-v3", "cameras": ["top"]}, "no camera 'top'; this model has topview, corner"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -183,14 +155,7 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_an_unstable_simulation_is_not_hidden():
-    env = MetaWorldEnv("push-v3")
-    env.reset(seed=0)
-    env.step(np.zeros(4, np.float32))
-    env._simulation.data.qvel[0] = np.nan
-    with pytest.raises(UnstableSimulationError, match=r"push-v3.*step 2"):
-        env.step(np.zeros(4, np.float32))
-    env.reset(seed=0)
-    env.step(np.zeros(4, np.float32))
+    simulated.check_instability(MetaWorldEnv("push-v3"), np.zeros(4, np.float32), r"push-v3.*step 2", steps=1)
 
 
 def test_rendering_is_off_without_a_mode():
@@ -212,6 +177,16 @@ def test_frames_are_upright():
     # Above is the plain grey wall, below the table: an upside-down frame has them the other way round.
     assert frame[:100].std() < frame[-200:].std()
     env.close()
+
+
+def test_cameras_can_be_chosen():
+    cameras = ["topview", "corner3"]
+    simulated.check_cameras(gym.make("zprl/Push-v0", observation="image", cameras=cameras), cameras)
+
+
+@pytest.mark.parametrize(("task", "camera"), SHOWN)
+def test_every_camera_shows_what_it_did_when_we_looked(task, camera):
+    simulated.check_frame(gym.make(f"zprl/{task}-v0", cameras=[camera]), camera, f"{task}_{camera}.png")
 
 
 def test_import_simulator_returns_the_module():

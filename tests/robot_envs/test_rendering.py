@@ -1,3 +1,4 @@
+import ctypes
 import os
 import subprocess
 import sys
@@ -100,18 +101,113 @@ def test_fast_and_full_differ():
     assert difference.mean() < 20
 
 
+# As where a package is not installed: code for a process of its own, in which these libraries cannot be loaded.
+WITHOUT_LIBRARIES = """
+import ctypes
+
+load = ctypes.CDLL.__init__
+
+def lacking(self, name, *arguments, **options):
+    if name and str(name).startswith({missing}):
+        raise OSError(name + ": cannot open shared object file")
+    load(self, name, *arguments, **options)
+
+ctypes.CDLL.__init__ = lacking
+"""
+EPISODES = """
+import os
+import gymnasium as gym, numpy as np, zprl_sb3.robot_envs
+
+for name, action in {"Push": [0] * 4, "Lift": [0, 0, 1, 1, 0, 0, 0, 1, 0, 0], "AdroitDoor": [0] * 28}.items():
+    env = gym.make(f"zprl/{name}-v0", max_episode_steps=5)
+    env.reset(seed=0)
+    print([env.step(np.array(action, np.float32))[3] for _ in range(5)], os.environ["MUJOCO_GL"])
+env.unwrapped.images()
+"""
+
+
+def run(code, **variables):
+    """Run code in a process of its own where no display is and only ``variables`` speak of rendering."""
+    unset = ("DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES")
+    environment = {key: value for key, value in os.environ.items() if key not in unset} | variables
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="MUJOCO_GL names other renderers elsewhere")
 class TestWithoutARenderer:
-    def test_egl_is_the_default_without_a_display(self, monkeypatch):
-        monkeypatch.delenv("MUJOCO_GL", raising=False)
+    @pytest.fixture
+    def before_the_import(self, monkeypatch):
+        """As if MuJoCo were not imported yet, without a display."""
+        monkeypatch.delitem(sys.modules, "mujoco")
         monkeypatch.delenv("DISPLAY", raising=False)
-        prepare_rendering()
-        assert os.environ["MUJOCO_GL"] == "egl"
+        monkeypatch.setenv("MUJOCO_GL", "")
 
-    def test_an_unknown_renderer_is_named(self, monkeypatch):
+    @pytest.fixture
+    def libraries(self, monkeypatch, before_the_import):
+        """The names of the libraries that can be loaded, to add to."""
+        names = set()
+
+        def load(name):
+            if name not in names:
+                raise OSError(name)
+
+        monkeypatch.setattr(ctypes, "CDLL", load)
+        return names
+
+    @pytest.mark.parametrize(
+        ("there", "expected"),
+        [
+            (["libEGL.so.1", "libOSMesa.so.8"], "egl"),
+            (["libEGL.so"], "egl"),
+            (["libOSMesa.so.8"], "osmesa"),
+            ([], "disable"),
+        ],
+    )
+    def test_the_default_is_what_can_be_loaded(self, libraries, there, expected):
+        libraries.update(there)
+        for _ in range(2):
+            prepare_rendering()
+            assert os.environ["MUJOCO_GL"] == expected
+
+    def test_a_display_leaves_the_choice_to_mujoco(self, libraries, monkeypatch):
+        monkeypatch.setenv("DISPLAY", ":0")
+        prepare_rendering()
+        assert os.environ["MUJOCO_GL"] == ""
+
+    @pytest.mark.parametrize(("backend", "other"), [("egl", "libOSMesa.so.8"), ("osmesa", "libEGL.so.1")])
+    def test_a_named_renderer_is_not_replaced(self, libraries, monkeypatch, backend, other):
+        libraries.add(other)
+        monkeypatch.setenv("MUJOCO_GL", backend)
+        with pytest.raises(RenderingError, match=rf"^MUJOCO_GL={backend}, but lib\w+.so cannot be loaded.*libegl1"):
+            prepare_rendering()
+        assert os.environ["MUJOCO_GL"] == backend
+
+    def test_an_unknown_renderer_is_named(self, before_the_import, monkeypatch):
         monkeypatch.setenv("MUJOCO_GL", "vulkan")
         with pytest.raises(RenderingError, match=r"'vulkan'.*MUJOCO_GL=egl"):
             prepare_rendering()
+
+    def test_nothing_is_refused_once_mujoco_is_imported(self, monkeypatch):
+        monkeypatch.setenv("MUJOCO_GL", "vulkan")
+        prepare_rendering()
+
+    @pytest.mark.slow
+    def test_states_need_no_renderer_for_real(self):
+        for simulator in ("metaworld", "robosuite", "gymnasium_robotics"):
+            pytest.importorskip(simulator)
+        result = run(WITHOUT_LIBRARIES.format(missing=("libEGL", "libOSMesa")) + EPISODES)
+        assert result.stdout.splitlines() == ["[False, False, False, False, True] disable"] * 3
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1].startswith("zprl_sb3.robot_envs.rendering.RenderingError: MuJoCo was")
+        assert "Set MUJOCO_GL=egl" in result.stderr.splitlines()[-1]
+
+    @pytest.mark.slow
+    def test_robosuite_refuses_a_gpu_that_cuda_hides(self):
+        pytest.importorskip("robosuite")
+        code = "import gymnasium, zprl_sb3.robot_envs; gymnasium.make('zprl/Lift-v0')"
+        result = run(code, MUJOCO_EGL_DEVICE_ID="1", CUDA_VISIBLE_DEVICES="0")
+        assert "RenderingError: robosuite refuses MUJOCO_EGL_DEVICE_ID='1' with" in result.stderr.splitlines()[-1]
+        assert result.returncode == 1
 
     @pytest.mark.parametrize("context", [None, types.new_class("GLContext")])
     def test_a_windows_renderer_without_a_display_says_what_to_set(self, scene, monkeypatch, context):
@@ -126,10 +222,7 @@ class TestWithoutARenderer:
     @pytest.mark.parametrize("backend", ["vulkan", "glfw", "off"])
     def test_for_real(self, backend):
         code = "import gymnasium, zprl_sb3.robot_envs as r; e = gymnasium.make('zprl/Push-v0', observation='image')"
-        environment = {key: value for key, value in os.environ.items() if key != "DISPLAY"} | {"MUJOCO_GL": backend}
-        result = subprocess.run(
-            [sys.executable, "-c", f"{code}; e.reset(seed=0)"], capture_output=True, text=True, env=environment
-        )
+        result = run(f"{code}; e.reset(seed=0)", MUJOCO_GL=backend)
         assert result.returncode == 1
         assert "Set MUJOCO_GL=egl" in result.stderr.splitlines()[-1]
 

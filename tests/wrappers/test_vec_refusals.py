@@ -55,6 +55,12 @@ def test_no_environment_may_be_another_policys() -> None:
         VecSteering(venv, LatentSteering(tiny_policy(env_id=POINT), 0.5))
 
 
+@pytest.mark.parametrize("subprocess", [False, True])
+def test_an_argument_that_the_environment_lacks_is_named(subprocess: bool) -> None:
+    with pytest.raises(ValueError, match="test/PointReach-v0 has no argument 'rech'; it has by_key, reach, max_ep"):
+        steered_points(env_kwargs={"max_episode_steps": 5, "reach": 0.2, "rech": 0.1}, subprocess=subprocess)
+
+
 def test_an_environment_that_does_not_exist_is_named() -> None:
     with pytest.raises(gym.error.Error, match="Nowhere"):
         make_vec_steering("test/Nowhere-v0", LatentSteering(tiny_policy(), 0.5), 1)
