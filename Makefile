@@ -6,9 +6,6 @@ PYTHON_BIN := .venv/bin/python
 INSTALLED := .venv/.installed
 ARGS ?=
 
-# Rendering without a display.
-export MUJOCO_GL ?= egl
-
 .PHONY: help install test quickstart lint format typecheck benchmark
 
 help:  ## Show this list

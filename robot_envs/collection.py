@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -24,7 +24,14 @@ import numpy as np
 # The worker processes import this module: nothing here may import torch, which would cost each of them 150 MB.
 from zprl_sb3.pretrain.demonstrations import DemonstrationError
 from zprl_sb3.pretrain.recording import Episode, save_episode
-from zprl_sb3.robot_envs import UnstableSimulationError, dapg, demonstrators, robosuite_executor, robosuite_experts
+from zprl_sb3.robot_envs import (
+    UnstableSimulationError,
+    check_kwargs,
+    dapg,
+    demonstrators,
+    robosuite_executor,
+    robosuite_experts,
+)
 from zprl_sb3.robot_envs.base import SimulatedEnv
 from zprl_sb3.robot_envs.demonstrators import Demonstrator, Graded, sample_operator
 
@@ -126,6 +133,7 @@ def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
     for quality, entry in operators.items():
         sample_operator({quality: {**entry, "share": 1}}, rng, family.operator)
     operator = sample_operator(operators, rng, family.operator)
+    check_kwargs(env_id, env_kwargs(settings))
     env = _environment(env_id, json.dumps(env_kwargs(settings)))
     env.reset(seed=0)  # With images it shows whether this machine can render.
     family.demonstrator(env, operator, rng)
@@ -133,7 +141,7 @@ def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
 
 def record_episodes(
     paths: Mapping[int, Path], env_id: str, seed: int, settings: Mapping[str, Any], jobs: int
-) -> Iterator[bool]:
+) -> Generator[bool]:
     """Record episodes and yield the success of each when it is stored, in any order.
 
     :param paths: Where to store episode k, which depends on ``seed`` and k only
@@ -154,7 +162,7 @@ def record_episodes(
         try:
             for future in as_completed(futures):
                 yield future.result()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):
             print("\nInterrupted: the episodes under way are finished first; Ctrl-C again drops them", file=sys.stderr)
             raise
         except BrokenProcessPool as error:

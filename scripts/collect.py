@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,12 @@ def _collect_missing(partial: Path, episodes: int, env_id: str, seed: int, setti
     paths = {k: _episode_path(partial, k) for k in range(episodes)}
     done = [stored_success(path) for path in paths.values() if path.exists()]
     missing = {k: path for k, path in paths.items() if not path.exists()}
-    with tqdm(total=episodes, initial=len(done), unit="episode", desc=env_id, dynamic_ncols=True) as bar:
-        for success in record_episodes(missing, env_id, seed, settings, jobs):
+    # Closed at once when Ctrl-C comes in here: it waits for the episodes under way.
+    with (
+        tqdm(total=episodes, initial=len(done), unit="episode", desc=env_id, dynamic_ncols=True) as bar,
+        closing(record_episodes(missing, env_id, seed, settings, jobs)) as successes,
+    ):
+        for success in successes:
             done.append(success)
             bar.set_postfix(success=f"{np.mean(done):.0%}", refresh=False)
             bar.update()

@@ -258,6 +258,7 @@ def test_an_unstable_episode_is_tried_again_and_reported(tmp_path, monkeypatch):
         ("max_episode_steps=many", "max_episode_steps"),
         ("keep_failures=never", "keep_failures"),
         ("operators=none", "operators"),
+        ("env_kwargs.foo=1", "zprl/Push-v0 has no argument 'foo'"),
         ("operators.okay=none", "operators"),
         ("operators.okay.noise=[1,0]", "'okay' needs 'noise'"),
         ("observation=sound", "not available"),
