@@ -23,7 +23,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.logger import Logger
 
 from zprl_sb3.sac import SteeringSAC
@@ -56,14 +55,15 @@ def make(algorithm: type[SAC], n_critics: int, **kwargs: Any) -> SAC:
 
 
 def fill(buffer: Any, rng: np.random.Generator) -> None:
-    """Fill every row of a replay buffer."""
-    assert isinstance(buffer, DictReplayBuffer)
-    for table in (*buffer.observations.values(), *buffer.next_observations.values()):
-        table[:] = rng.standard_normal(table.shape, np.float32)
-    buffer.actions[:] = rng.uniform(-1, 1, buffer.actions.shape)
-    buffer.rewards[:] = rng.random(buffer.rewards.shape) < 0.05
-    buffer.dones[:] = buffer.rewards
-    buffer.full = True
+    """Fill a replay buffer with transitions."""
+    sizes = (("c", CONTEXT), ("z", LATENT))
+    obs = {key: rng.standard_normal((1, size), np.float32) for key, size in sizes}
+    while buffer.size() < ROWS:
+        following = {key: rng.standard_normal((1, size), np.float32) for key, size in sizes}
+        done = rng.random(1) < 0.02
+        action = rng.uniform(-1, 1, (1, LATENT)).astype(np.float32)
+        buffer.add(obs, following, action, done.astype(np.float32), done, [{}])
+        obs = following
 
 
 def measure(models: dict[str, SAC], updates: int, blocks: int) -> dict[str, float]:

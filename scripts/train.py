@@ -20,6 +20,7 @@ from zprl_sb3.evaluation import parallel_envs
 from zprl_sb3.files import atomic_path, readable, recovered
 from zprl_sb3.interrupts import interrupts_wait
 from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import (
@@ -44,7 +45,7 @@ EXAMPLES = """examples:
 
 The run folder holds the settings, a copy of the policy, snapshots, evaluations.csv, TensorBoard and CSV logs, and at
 the end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C; with a larger
-n_timesteps it goes on with a finished run, too (its replay buffer keeps its size and drops the oldest chunks)."""
+n_timesteps it goes on with a finished run, too."""
 
 
 def train(
@@ -130,6 +131,7 @@ def _prepare(
         with readable(snapshot):
             model = load_snapshot(SteeringSAC, snapshot, env, device=device)
         assert isinstance(model, SteeringSAC)
+        _resize_buffer(model, settings)
         env.seed(training_seed(seed, model.num_timesteps))  # new episodes, not those from the beginning again
         print(f"Going on from {model.env_steps} env steps, saved in {snapshot}")
     else:
@@ -140,6 +142,19 @@ def _prepare(
     return model, SteeringEvalCallback(
         eval_env, output / "evaluations.csv", settings["eval_freq"], settings["eval_episodes"], seed=EVAL_SEED
     )
+
+
+def _capacity(settings: dict[str, Any]) -> int:
+    # A larger buffer would never be filled, and every snapshot would write it.
+    return int(min(settings["algorithm"]["buffer_size"], settings["n_timesteps"] + settings["n_envs"]))
+
+
+def _resize_buffer(model: SteeringSAC, settings: dict[str, Any]) -> None:
+    """Make room for a run that goes on for longer than it was meant to."""
+    buffer, capacity = model.replay_buffer, _capacity(settings)
+    if isinstance(buffer, SteeringReplayBuffer) and buffer.buffer_size < capacity:
+        model.replay_buffer = buffer.moved(buffer.device, capacity)
+        model.buffer_size = capacity
 
 
 def training_seed(seed: int, chunks: int = 0) -> int:
@@ -155,8 +170,7 @@ def training_seed(seed: int, chunks: int = 0) -> int:
 
 def _new_model(env: VecSteering, seed: int, settings: dict[str, Any], device: str) -> SteeringSAC:
     algorithm: dict[str, Any] = copy.deepcopy(settings["algorithm"])  # SB3 adds to policy_kwargs
-    # A larger buffer would never be filled, and every snapshot would write it.
-    algorithm["buffer_size"] = min(algorithm["buffer_size"], settings["n_timesteps"] + settings["n_envs"])
+    algorithm["buffer_size"] = _capacity(settings)
     try:
         return SteeringSAC("MultiInputPolicy", env, seed=seed, device=device, **algorithm)
     except TypeError as error:  # policy_kwargs are open: a mistake in them shows only here

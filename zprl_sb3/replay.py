@@ -86,8 +86,8 @@ class SteeringReplayBuffer(ReplayBuffer):
             "next": (one, th.int64),
             "delta": ((*one, latent), th.float32),
             "reward": (one, th.float32),
-            "done": (one, th.bool),
             "over": (one, th.bool),
+            "timeout": (one, th.bool),
         }
 
     @property
@@ -138,7 +138,6 @@ class SteeringReplayBuffer(ReplayBuffer):
         :param done: Whether the episode ended (n,)
         :param infos: ``TimeLimit.truncated`` says that a time-out ended it
         """
-        over = np.asarray(done, bool)
         timeout = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         here, following = self._rows_of(obs), self._write(next_obs)
         place = self._places(np.arange(self._count, self._count + self.n_envs), self.buffer_size)
@@ -146,12 +145,13 @@ class SteeringReplayBuffer(ReplayBuffer):
         self._put("next", place, following)
         self._put("delta", place, action)
         self._put("reward", place, reward)
-        self._put("done", place, over & ~timeout if self.handle_timeout_termination else over)
-        self._put("over", place, over)
+        self._put("over", place, done)
+        self._put("timeout", place, timeout)
         self._first_rows[np.arange(self._count, self._count + self.n_envs) % self.buffer_size] = here.min()
         self._count += self.n_envs
         self.pos, self.full = self._count % self.buffer_size, self._count >= self.buffer_size
-        self._last, self._last_rows, self._goes_on = {k: v.copy() for k, v in next_obs.items()}, following, ~over
+        self._last = {key: values.copy() for key, values in next_obs.items()}
+        self._last_rows, self._goes_on = following, ~done.astype(bool)
         self._forget()
 
     def _rows_of(self, obs: Mapping[str, Array]) -> NDArray[np.int64]:
@@ -217,7 +217,7 @@ class SteeringReplayBuffer(ReplayBuffer):
             observations=self._observations("here", first),
             actions=self._tables["delta"][first],
             next_observations=self._observations("next", last),
-            dones=self._tables["done"][last].float().unsqueeze(1),
+            dones=self._dones(last).float().unsqueeze(1),
             rewards=reward.unsqueeze(1),
             discounts=None if discount is None else discount.unsqueeze(1),
         )
@@ -233,6 +233,10 @@ class SteeringReplayBuffer(ReplayBuffer):
         length = within.sum(dim=1)
         last = places.gather(1, (length - 1).unsqueeze(1)).squeeze(1)
         return last, (self._rewards(places, env) * powers * within).sum(dim=1), self.gamma**length
+
+    def _dones(self, places: th.Tensor) -> th.Tensor:
+        over = self._tables["over"][places]
+        return over & ~self._tables["timeout"][places] if self.handle_timeout_termination else over
 
     def _rewards(self, places: th.Tensor, env: VecNormalize | None) -> th.Tensor:
         rewards = self._tables["reward"][places]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import nn
 from torch.nn import functional as F
 
+from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac_policy import SteeringCritic, SteeringSACPolicy
 from zprl_sb3.wrappers import SteeringSpec, find_spec
 
@@ -55,7 +58,9 @@ class SteeringSAC(SAC):
     :param ent_coef: Temperature, ``"auto_0.01"`` learns it from 0.01
     :param target_entropy: ``"auto"`` is -d/2
     :param bootstrap_timeouts: Bootstrap from the last observation at a time-out; otherwise time-outs are terminal
-    :param replay_buffer_kwargs: Further arguments of the replay buffer; its handling of time-outs follows the above
+    :param replay_buffer_class: Replay buffer
+    :param replay_buffer_kwargs: Further arguments of the replay buffer: n_steps and context_dtype of
+        :class:`~zprl_sb3.replay.SteeringReplayBuffer`. Its handling of time-outs and its discount follow the above
     :param policy_kwargs: n_critics, layer_norm, bounded_critic, ...: :class:`~zprl_sb3.sac_policy.SteeringSACPolicy`
     :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size, ...
     :raises ValueError: If the environment is not steered, gamma or λ differ, or a reward is outside [0, 1] while the
@@ -86,6 +91,7 @@ class SteeringSAC(SAC):
         ent_coef: str | float = "auto_0.01",
         target_entropy: str | float = "auto",
         bootstrap_timeouts: bool = False,
+        replay_buffer_class: type[ReplayBuffer] = SteeringReplayBuffer,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
@@ -110,6 +116,7 @@ class SteeringSAC(SAC):
             gamma,  # type: ignore[arg-type]  # None until the environment has told its own, in _adopt
             train_freq,
             gradient_steps,
+            replay_buffer_class=replay_buffer_class,
             replay_buffer_kwargs=replay_buffer_kwargs,
             ent_coef=ent_coef,
             target_entropy=target_entropy,
@@ -128,6 +135,8 @@ class SteeringSAC(SAC):
         self.qf_lr_schedule = FloatSchedule(self.qf_learning_rate)
         # On the way from a file, too, where bootstrap_timeouts may have been changed.
         self.replay_buffer_kwargs["handle_timeout_termination"] = self.bootstrap_timeouts
+        if self.steering_spec is not None and self.replay_buffer_class is SteeringReplayBuffer:
+            self.replay_buffer_kwargs["gamma"] = self.steering_spec.chunk_discount
         super()._setup_model()
         if self.steering_spec is not None:
             self.policy.set_scale(self.steering_spec.scale)
@@ -175,13 +184,17 @@ class SteeringSAC(SAC):
         self._log(losses)
 
     def _update_critic(self, batch: ReplayBufferSamples) -> dict[str, th.Tensor]:
-        """L = Σ_i mean (Q_i(c, z + λΔz) - y)², y = r + (1 - done) γ^h min_{j in M} Q̄_j(c', z' + λΔz'), no entropy."""
+        """L = Σ_i mean (Q_i(c, z + λΔz) - y)², y = r + (1 - done) γ^h min_{j in M} Q̄_j(c', z' + λΔz'), no entropy.
+
+        With ``n_steps`` above 1, r sums the rewards of so many chunks and γ^h becomes their discount.
+        """
         assert self.steering_spec is not None
         with th.no_grad():
             next_delta = self.actor(batch.next_observations)
             heads = np.random.permutation(len(self.critic.q_networks))[:TARGET_HEADS].tolist()
             next_q = self.critic_target(batch.next_observations, next_delta, heads).amin(dim=0)
-            target = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * self.steering_spec.chunk_discount * next_q
+            discount = self.steering_spec.chunk_discount if batch.discounts is None else batch.discounts[:, 0]
+            target = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * discount * next_q
         q = self.critic(batch.observations, batch.actions)
         loss = F.mse_loss(q, target.expand_as(q), reduction="none").mean(dim=1).sum()
         self._descend(self.critic.optimizer, loss, list(self.critic.parameters()))
@@ -256,6 +269,18 @@ class SteeringSAC(SAC):
         self.env_steps += sum(info["env_steps"] for info in infos)
         self.logger.record("time/env_steps", self.env_steps)
 
+    def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load what ``save_replay_buffer`` wrote, onto this model's device.
+
+        :param path: The file
+        :param truncate_last_traj: SB3's, without effect here
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        buffer = self.replay_buffer
+        if isinstance(buffer, SteeringReplayBuffer) and self.device.type != "cpu":
+            buffer.device = th.device("cpu")  # where it still is, whatever SB3 says
+            self.replay_buffer = buffer.moved(self.device)
+
     def learn(
         self: SelfSteeringSAC,
         total_timesteps: int,
@@ -268,6 +293,8 @@ class SteeringSAC(SAC):
         """Train for ``total_timesteps`` **chunks**, counted over all environments. Arguments as in SB3."""
         if reset_num_timesteps:
             self.env_steps = 0
+        if isinstance(self.replay_buffer, SteeringReplayBuffer):
+            self.replay_buffer.require_memory()
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
 

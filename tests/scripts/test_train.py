@@ -387,6 +387,7 @@ def test_a_finished_run_goes_on_with_more_chunks(toy_run: Path, toy_policy: Path
     assert_complete(output, 100)
     assert read_rows(output / "evaluations.csv")[: len(before)] == before
     assert read_yaml(output / "run.yml")["settings"]["n_timesteps"] == 100
+    assert SteeringSAC.load(output / "model.zip").buffer_size == 102
     assert "is trained already" in zprl(*train_command(toy_policy, output, "n_timesteps=80"))[1]
 
 

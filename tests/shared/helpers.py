@@ -15,12 +15,12 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
 from zprl_sb3.pretrain.recording import Episode, save_demonstrations
+from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 
@@ -207,10 +207,25 @@ def tiny_model(env: Any = None, **kwargs: Any) -> SteeringSAC:
 
 def stored(model: SteeringSAC) -> DictReplayBufferSamples:
     """Return the replay buffer of a model with **one** environment in the order of time."""
-    buffer = model.replay_buffer
-    assert isinstance(buffer, DictReplayBuffer)
-    assert buffer.n_envs == 1
-    return buffer._get_samples(np.arange(buffer.pos))
+    assert isinstance(model.replay_buffer, SteeringReplayBuffer)
+    assert model.replay_buffer.n_envs == 1
+    return contents(model.replay_buffer)
+
+
+def contents(buffer: SteeringReplayBuffer) -> DictReplayBufferSamples:
+    """Return all that is in a replay buffer, as it came."""
+    return buffer._get_samples(np.arange(buffer.size()))
+
+
+def same_contents(first: Any, second: Any) -> bool:
+    """Whether two replay buffers hold the same, bit for bit."""
+    assert isinstance(first, SteeringReplayBuffer)
+    assert isinstance(second, SteeringReplayBuffer)
+    one, two = contents(first), contents(second)
+    tables = [(one.observations[key], two.observations[key]) for key in ("c", "z")]
+    tables += [(one.next_observations[key], two.next_observations[key]) for key in ("c", "z")]
+    tables += [(one.actions, two.actions), (one.rewards, two.rewards), (one.dones, two.dones)]
+    return first.size() == second.size() and all(th.equal(a, b) for a, b in tables)
 
 
 def values(weights: Iterable[th.Tensor]) -> list[th.Tensor]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.buffers import DictReplayBuffer
 from torch import nn
 
 from helpers import (
@@ -21,6 +20,7 @@ from helpers import (
     tiny_model,
     values,
 )
+from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import VecSteering
 
@@ -34,7 +34,7 @@ def trained(steps: int = 60, **kwargs: Any) -> SteeringSAC:
 
 
 def batch_of(model: SteeringSAC, size: int = 16) -> Any:
-    assert isinstance(model.replay_buffer, DictReplayBuffer)
+    assert isinstance(model.replay_buffer, SteeringReplayBuffer)
     return model.replay_buffer.sample(size)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch as th
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
@@ -22,11 +21,13 @@ from helpers import (
     TIME_LIMIT,
     everything,
     same,
+    same_contents,
     steered_points,
     stored,
     tiny_model,
     tiny_policy,
 )
+from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import LatentSteeringWrapper, VecSteering
 
@@ -85,10 +86,8 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another()
     assert first._n_updates == 190
     assert same(everything(first), everything(again))
     assert not same(everything(first), everything(other))
-    for buffer in (first.replay_buffer, again.replay_buffer, other.replay_buffer):
-        assert isinstance(buffer, DictReplayBuffer)
-    for key in ("c", "z"):
-        np.testing.assert_array_equal(first.replay_buffer.observations[key], again.replay_buffer.observations[key])  # type: ignore[union-attr]
+    assert same_contents(first.replay_buffer, again.replay_buffer)
+    assert not same_contents(first.replay_buffer, other.replay_buffer)
 
 
 # --- Clocks and logs
@@ -178,15 +177,11 @@ def test_the_replay_buffer_is_saved_and_loaded(tmp_path: Path) -> None:
     model.save_replay_buffer(tmp_path / "buffer")
     other = tiny_model(steered_points())
     other.load_replay_buffer(tmp_path / "buffer")
-    mine, theirs = model.replay_buffer, other.replay_buffer
-    assert isinstance(mine, DictReplayBuffer)
-    assert isinstance(theirs, DictReplayBuffer)
-    assert mine.pos == theirs.pos == 30
-    np.testing.assert_array_equal(mine.actions, theirs.actions)
-    for key in ("c", "z"):
-        np.testing.assert_array_equal(mine.next_observations[key], theirs.next_observations[key])
+    assert isinstance(other.replay_buffer, SteeringReplayBuffer)
+    assert other.replay_buffer.size() == 60
+    assert same_contents(model.replay_buffer, other.replay_buffer)
     other.learn(20)
-    assert theirs.pos == 40
+    assert other.replay_buffer.size() == 80
     assert other._n_updates == 10
 
 
@@ -275,7 +270,7 @@ def test_time_outs_may_be_handled_otherwise_after_loading(tmp_path: Path) -> Non
     tiny_model().save(tmp_path / "model")
     for bootstrap in (True, False):
         model = SteeringSAC.load(tmp_path / "model", env=steered_points(), bootstrap_timeouts=bootstrap)
-        assert isinstance(model.replay_buffer, DictReplayBuffer)
+        assert isinstance(model.replay_buffer, SteeringReplayBuffer)
         assert model.replay_buffer.handle_timeout_termination is bootstrap
 
 
