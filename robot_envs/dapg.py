@@ -23,10 +23,6 @@ WHERE = (
     "The expert policies are public: folder dapg/policies of the DAPG authors' repository aravindr93/hand_dapg on "
     "GitHub, one pickle per task. Say where the file is, e.g. --set expert=downloads/door-v0.pickle"
 )
-SEEN = {"door": {32: 1, 35: -1}, "hammer": {42: 1}, "relocate": {30: -1, 36: 1}}
-"""Where the raw observation tells the place of what the hand is to reach, in three values each, and whether it counts
-to or from there: the door's handle, the nail, the ball. The pen is in the hand."""
-
 AFFINE = ("in_shift", "in_scale", "out_shift", "out_scale")
 
 
@@ -38,13 +34,10 @@ class Operator(Graded):
     :param noise: Gaussian noise on every action, as a multiple of the noise with which the expert was trained; an
         action lasts two of the steps of then, and so does its noise
     :param random: Probability that an action is a uniformly random one
-    :param offset: Standard deviation, in metres along each axis, of how far from its place the expert sees what the
-        hand is to reach, see :data:`SEEN`; drawn once for the episode
     """
 
     noise: float
     random: float
-    offset: float
 
 
 @dataclass(frozen=True)
@@ -160,8 +153,7 @@ class ExpertDemonstrator:
     :param operator: How well it acts
     :param rng: Source of all randomness of this episode
     :param expert: File of the expert policy, see :func:`load_expert`
-    :raises ValueError: If the environment is none of the Adroit hand's, the expert is for another task, or an offset
-        is asked for where there is nothing to reach
+    :raises ValueError: If the environment is none of the Adroit hand's, or the expert is for another task
     :raises FileNotFoundError: If there is no such file
     """
 
@@ -184,24 +176,11 @@ class ExpertDemonstrator:
                 f"actions; {self._env.name} has {size} and {actions}. Is it for another task?"
             )
 
-        self._offset = self._misjudgement()
-
-    def _misjudgement(self) -> Array:
-        """Return what the expert sees too much, in every value of the observation."""
-        places = SEEN.get(self._env.name, {})
-        if self.operator.offset and not places:
-            raise ValueError(f"There is nothing to misjudge in {self._env.name}: leave the operators' offset at 0")
-        offset = np.zeros(len(self._env.raw_observation))
-        error = self._rng.normal(0.0, self.operator.offset, 3)
-        for start, sign in places.items():
-            offset[start : start + 3] = sign * error
-        return offset
-
     def act(self) -> NDArray[np.float32]:
         """Return the next action in [−1, 1] for the environment's present state."""
         size = len(self._expert.log_std)
         if self._rng.random() < self.operator.random:
             return self._rng.uniform(-1.0, 1.0, size).astype(np.float32)
         noise = self.operator.noise * np.exp(self._expert.log_std) * self._rng.normal(0.0, 1.0, size)
-        action: Array = np.clip(self._expert.mean(self._env.raw_observation + self._offset) + noise, -1.0, 1.0)
+        action: Array = np.clip(self._expert.mean(self._env.raw_observation) + noise, -1.0, 1.0)
         return action.astype(np.float32)
