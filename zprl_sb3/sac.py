@@ -57,6 +57,7 @@ class SteeringSAC(SAC):
     :param max_grad_norm: Clip of the gradient norm, actor and critics separately
     :param ent_coef: Temperature, ``"auto_0.01"`` learns it from 0.01
     :param target_entropy: ``"auto"`` is -d/2
+    :param autocast: Compute the hidden layers in bfloat16, for processors that multiply it themselves
     :param bootstrap_timeouts: Bootstrap from the last observation at a time-out; otherwise time-outs are terminal
     :param replay_buffer_class: Replay buffer
     :param replay_buffer_kwargs: Further arguments of the replay buffer: n_steps and context_dtype of
@@ -90,6 +91,7 @@ class SteeringSAC(SAC):
         max_grad_norm: float = 50.0,
         ent_coef: str | float = "auto_0.01",
         target_entropy: str | float = "auto",
+        autocast: bool = False,
         bootstrap_timeouts: bool = False,
         replay_buffer_class: type[ReplayBuffer] = SteeringReplayBuffer,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -102,6 +104,7 @@ class SteeringSAC(SAC):
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.max_grad_norm = max_grad_norm
+        self.autocast = autocast
         self.bootstrap_timeouts = bootstrap_timeouts
         self.steering_spec: SteeringSpec | None = None
         self.env_steps = 0
@@ -189,21 +192,23 @@ class SteeringSAC(SAC):
         With ``n_steps`` above 1, r sums the rewards of so many chunks and γ^h becomes their discount.
         """
         assert self.steering_spec is not None
-        with th.no_grad():
+        with th.no_grad(), self._autocast():
             next_delta = self.actor(batch.next_observations)
             heads = np.random.permutation(len(self.critic.q_networks))[:TARGET_HEADS].tolist()
             next_q = self.critic_target(batch.next_observations, next_delta, heads).amin(dim=0)
             discount = self.steering_spec.chunk_discount if batch.discounts is None else batch.discounts[:, 0]
             target = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * discount * next_q
-        q = self.critic(batch.observations, batch.actions)
+        with self._autocast():
+            q = self.critic(batch.observations, batch.actions)
         loss = F.mse_loss(q, target.expand_as(q), reduction="none").mean(dim=1).sum()
         self._descend(self.critic.optimizer, loss, list(self.critic.parameters()))
         return {"critic_loss": loss.detach(), "q_mean": q.detach().mean(), "q_target": target.mean()}
 
     def _update_actor(self, batch: ReplayBufferSamples) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """L = mean α log π(Δz|c, z) - mean_i Q_i(c, z + λΔz); returns log π (B,) and what to log."""
-        delta, log_prob = self.actor.action_log_prob(batch.observations)
-        with _frozen(self.critic):
+        with self._autocast():
+            delta, log_prob = self.actor.action_log_prob(batch.observations)
+        with _frozen(self.critic), self._autocast():
             q = self.critic(batch.observations, delta).mean(dim=0)
         loss = (self._temperature() * log_prob - q).mean()
         self._descend(self.actor.optimizer, loss, list(self.actor.parameters()))
@@ -216,6 +221,9 @@ class SteeringSAC(SAC):
             loss = -(self.log_ent_coef.exp() * (log_prob + float(self.target_entropy)).mean())
             self._descend(self.ent_coef_optimizer, loss.sum(), [])
         return {"ent_coef": self._temperature()}
+
+    def _autocast(self) -> th.autocast:
+        return th.autocast(self.device.type, th.bfloat16, enabled=self.autocast)
 
     def _temperature(self) -> th.Tensor:
         return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()

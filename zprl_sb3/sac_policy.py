@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch as th
@@ -35,8 +36,9 @@ class SteeringActor(Actor):
         """Return mean and log σ (B, d) before the tanh that squashes Δz."""
         features = self.latent_pi(self.extract_features(obs, self.features_extractor))
         low, high = self.log_std_bounds
-        unit = th.tanh(self.log_std(features))  # type: ignore[operator]
-        return self.mu(features), low + 0.5 * (high - low) * (unit + 1), {}
+        with th.autocast(features.device.type, enabled=False):  # as in the critic
+            mean, unit = self.mu(features.float()), th.tanh(self.log_std(features.float()))  # type: ignore[operator]
+        return mean, low + 0.5 * (high - low) * (unit + 1), {}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"log_std_bounds": self.log_std_bounds}
@@ -97,9 +99,23 @@ class SteeringCritic(BaseModel):
         :param heads: Indices of the heads to compute
         """
         inputs = th.cat([obs["c"], obs["z"] + self.scale * delta], dim=1)
-        networks = self.q_networks if heads is None else [self.q_networks[head] for head in heads]
-        values = th.stack([network(inputs).squeeze(1) for network in networks])
+        chosen = range(len(self.q_networks)) if heads is None else heads
+        networks: list[Any] = [self.q_networks[head] for head in chosen]
+        values = th.stack([_precise_last(network, inputs).squeeze(1) for network in networks])
         return 0.5 * (values.tanh() + 1) if self.bounded else values
+
+
+def _precise_last(network: Iterable[nn.Module], inputs: th.Tensor) -> th.Tensor:
+    """Return what a network returns, its last layer in float32 under autocast, too.
+
+    In bfloat16 Q would step by 1/256 between ½ and 1.
+    """
+    *hidden, last = network
+    for layer in hidden:
+        inputs = layer(inputs)
+    with th.autocast(inputs.device.type, enabled=False):
+        output: th.Tensor = last(inputs.float())
+    return output
 
 
 class SteeringSACPolicy(SACPolicy):

@@ -15,6 +15,8 @@ from stable_baselines3 import SAC
 
 from zprl_sb3.sac import SteeringSAC
 
+NAMES = ("delay1", "default", "bf16_delay1", "bf16")
+
 
 @pytest.fixture
 def update(benchmark_module: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -31,8 +33,8 @@ def test_it_ends_with_rates_and_their_ratios(
 ) -> None:
     assert update.main(["--quick"]) == 0
     found = results(capsys.readouterr().out)
-    rates = [f"updates_2_critics_{name}" for name in ("sb3", "delay1", "default")]
-    ratios = [f"update_ratio_2_critics_{name}" for name in ("delay1", "default")]
+    rates = [f"updates_2_critics_{name}" for name in ("sb3", *NAMES)]
+    ratios = [f"update_ratio_2_critics_{name}" for name in NAMES]
     assert list(found) == rates + ratios
     assert all(found[name][1] == "updates/s" for name in rates)
     assert all(found[name][1] == "x" for name in ratios)
@@ -73,5 +75,5 @@ def test_the_quick_form_stays_under_its_50_seconds(repository: Path, results: An
     # Of the processor, which it has to itself unless tests run beside it.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 50
     found = results(output)
-    assert len(found) == 10
+    assert len(found) == 18
     assert all(figure > 0 for figure, _ in found.values())

@@ -55,6 +55,28 @@ def q_by_hand(
 # --- The critic
 
 
+def test_bfloat16_changes_the_hidden_layers_only_and_learns_the_same() -> None:
+    """All else is float32: Q and the parameters of Δz have more digits than bfloat16 holds."""
+    plain, rough = (trained(autocast=autocast) for autocast in (False, True))
+    rough.policy.load_state_dict(plain.policy.state_dict())
+    batch = batch_of(plain, 256)
+    with th.no_grad(), rough._autocast():
+        found = (
+            rough.critic(batch.observations, batch.actions),
+            rough.actor.get_action_dist_params(batch.observations)[0],
+        )
+    with th.no_grad():
+        exact = (
+            plain.critic(batch.observations, batch.actions),
+            plain.actor.get_action_dist_params(batch.observations)[0],
+        )
+    for mine, theirs in zip(found, exact, strict=True):
+        assert mine.dtype == th.float32
+        assert not th.equal(mine, theirs)
+        assert not th.equal(mine, mine.bfloat16().float())
+        th.testing.assert_close(mine, theirs, rtol=0.05, atol=0.02)
+
+
 @pytest.mark.parametrize("n_critics", [2, 5])
 @pytest.mark.parametrize("bounded", [True, False])
 def test_the_critic_loss_equals_the_one_by_hand(n_critics: int, bounded: bool) -> None:
