@@ -17,6 +17,7 @@ from zprl_sb3.diagnostics import Recorder
 from zprl_sb3.evaluation import Evaluation, evaluate
 from zprl_sb3.files import atomic_path, recovered
 from zprl_sb3.interrupts import Interrupts
+from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import VecSteering
 
 MODEL, BUFFER, RNG = "model.zip", "replay_buffer.pkl", "rng.pt"
@@ -69,6 +70,7 @@ class SteeringEvalCallback(BaseCallback):
             self._evaluate()
 
     def _evaluate(self) -> None:
+        _finish_updates(self.model)
         recorder = Recorder(self.model, self.episodes)
         result = evaluate(recorder, self.eval_env, self.seed, self.episodes)
         diagnostics = recorder.diagnose(self.eval_env.steering)
@@ -116,6 +118,11 @@ def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def _finish_updates(model: BaseAlgorithm) -> None:
+    if isinstance(model, SteeringSAC):  # others owe none
+        model.finish_updates()
+
+
 class SnapshotCallback(BaseCallback):
     """Save everything that a run needs to go on: model, optimisers, replay buffer, counters, random states.
 
@@ -149,6 +156,7 @@ def save_snapshot(model: BaseAlgorithm, folder: str | Path) -> None:
 
     :raises FloatingPointError: If a weight is not finite; the previous snapshot stays
     """
+    _finish_updates(model)
     if not all(bool(th.isfinite(weight).all()) for weight in model.policy.parameters()):
         raise FloatingPointError(f"The model has weights that are not finite; {folder} keeps the last good snapshot")
     with atomic_path(folder) as temporary:

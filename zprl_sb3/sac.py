@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
@@ -16,9 +17,16 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    ReplayBufferSamples,
+    RolloutReturn,
+    Schedule,
+)
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import nn
 from torch.nn import functional as F
 
@@ -57,6 +65,8 @@ class SteeringSAC(SAC):
     :param max_grad_norm: Clip of the gradient norm, actor and critics separately
     :param ent_coef: Temperature, ``"auto_0.01"`` learns it from 0.01
     :param target_entropy: ``"auto"`` is -d/2
+    :param overlap: Update while the environments step, if they are processes of their own: the same updates from the
+        same data, but each rollout acts with the weights from before the burst that it is overlapped with
     :param autocast: Compute the hidden layers in bfloat16, for processors that multiply it themselves
     :param bootstrap_timeouts: Bootstrap from the last observation at a time-out; otherwise time-outs are terminal
     :param replay_buffer_class: Replay buffer
@@ -91,6 +101,7 @@ class SteeringSAC(SAC):
         max_grad_norm: float = 50.0,
         ent_coef: str | float = "auto_0.01",
         target_entropy: str | float = "auto",
+        overlap: bool = False,
         autocast: bool = False,
         bootstrap_timeouts: bool = False,
         replay_buffer_class: type[ReplayBuffer] = SteeringReplayBuffer,
@@ -104,7 +115,8 @@ class SteeringSAC(SAC):
         self.qf_learning_rate = qf_learning_rate
         self.policy_delay = policy_delay
         self.max_grad_norm = max_grad_norm
-        self.autocast = autocast
+        self.overlap, self.autocast = overlap, autocast
+        self._owed = 0  # updates that the last rollout has earned and the next one will make
         self.bootstrap_timeouts = bootstrap_timeouts
         self.steering_spec: SteeringSpec | None = None
         self.env_steps = 0
@@ -172,7 +184,28 @@ class SteeringSAC(SAC):
         super().set_env(wrapped, force_reset)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """Update from the replay buffer; one gradient step is one critic update."""
+        """Update from the replay buffer, or promise to during the next rollout; a gradient step is a critic update."""
+        if self.overlap:
+            self._owed += gradient_steps
+        else:
+            self._update(gradient_steps, batch_size)
+
+    def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """Collect chunks as SB3 does, and make the updates that are owed meanwhile."""
+        if self._owed:
+            share = math.ceil(self._owed / self.train_freq.frequency)  # type: ignore[union-attr]
+            env = _Busy(env, lambda: self.finish_updates(share))
+        return super().collect_rollouts(env, *args, **kwargs)
+
+    def finish_updates(self, at_most: int | None = None) -> None:
+        """Make updates that are owed, all of them unless told otherwise."""
+        count = self._owed if at_most is None else min(at_most, self._owed)
+        self._owed -= count
+        if count:
+            self._update(count, self.batch_size)
+            self.policy.set_training_mode(False)
+
+    def _update(self, gradient_steps: int, batch_size: int) -> None:
         self.policy.set_training_mode(True)
         self._set_learning_rates()
         losses: list[dict[str, th.Tensor]] = []
@@ -303,7 +336,24 @@ class SteeringSAC(SAC):
             self.env_steps = 0
         if isinstance(self.replay_buffer, SteeringReplayBuffer):
             self.replay_buffer.require_memory()
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        self.finish_updates()
+        return self
+
+
+class _Busy(VecEnvWrapper):
+    """Does something useful while the environments step."""
+
+    def __init__(self, venv: VecEnv, work: Callable[[], None]) -> None:
+        super().__init__(venv)
+        self.work = work
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        self.work()
+        return self.venv.step_wait()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from helpers import (
     tiny_model,
     tiny_policy,
 )
+from zprl_sb3.callbacks import SnapshotCallback, load_snapshot
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import LatentSteeringWrapper, VecSteering
@@ -88,6 +89,68 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another()
     assert not same(everything(first), everything(other))
     assert same_contents(first.replay_buffer, again.replay_buffer)
     assert not same_contents(first.replay_buffer, other.replay_buffer)
+
+
+# --- Updates while the environments step
+
+
+@pytest.mark.parametrize(("train_freq", "gradient_steps"), [(1, -1), (4, -1), (3, 7)])
+def test_overlapped_and_sequential_runs_have_as_many_data_and_updates(train_freq: int, gradient_steps: int) -> None:
+    counts = []
+    for overlap in (False, True):
+        model = tiny_model(overlap=overlap, train_freq=train_freq, gradient_steps=gradient_steps).learn(100)
+        assert isinstance(model.replay_buffer, SteeringReplayBuffer)
+        counts.append((model.num_timesteps, model.replay_buffer.size(), model._n_updates))
+    assert counts[0] == counts[1]
+    assert counts[0][2] > 50
+
+
+def test_updates_are_made_between_the_start_and_the_end_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    for name in ("step_async", "step_wait"):
+        method = getattr(VecSteering, name)
+
+        def noted(self: Any, *args: Any, name: str = name, method: Any = method) -> Any:
+            events.append(name)
+            return method(self, *args)
+
+        monkeypatch.setattr(VecSteering, name, noted)
+    update = SteeringSAC._update_critic
+    monkeypatch.setattr(SteeringSAC, "_update_critic", lambda *args: events.append("update") or update(*args))
+    tiny_model(overlap=True, learning_starts=4, train_freq=2).learn(16)
+    text = " ".join(events).replace("step_", "")
+    # Two environments, so 4 chunks a rollout, whose updates are shared out among the two steps of the next one.
+    assert text == " ".join(["async wait"] * 4 + ["async update update wait"] * 4 + ["update"] * 4)
+
+
+def test_the_first_updates_see_the_same_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[th.Tensor]] = []
+    update = SteeringSAC._update_critic
+    monkeypatch.setattr(
+        SteeringSAC, "_update_critic", lambda self, batch: seen[-1].append(batch.rewards) or update(self, batch)
+    )
+    for overlap in (False, True):
+        seen.append([])
+        tiny_model(overlap=overlap, learning_starts=20, train_freq=10).learn(40)
+    assert len(seen[0]) == 40 - 20
+    assert same(seen[0][:20], seen[1][:20])
+
+
+def test_nothing_is_owed_in_a_snapshot(tmp_path: Path) -> None:
+    model = tiny_model(overlap=True)
+    owed: list[int] = []
+
+    class Look(SnapshotCallback):
+        def _on_rollout_start(self) -> None:
+            owed.append(model._owed)
+            super()._on_rollout_start()
+
+    model.learn(60, Look(tmp_path / "snapshot", save_freq=20))
+    assert max(owed) > 0
+    loaded = load_snapshot(SteeringSAC, tmp_path / "snapshot", steered_points())
+    assert isinstance(loaded, SteeringSAC)
+    assert loaded._owed == 0
+    assert loaded._n_updates == loaded.num_timesteps - 10
 
 
 # --- Clocks and logs
