@@ -117,8 +117,9 @@ def _label(run: Run, others: Sequence[Run]) -> str:
 def curve_over_seeds(runs: Sequence[Run], column: str) -> pd.DataFrame:
     """Return mean, low and high of a column against env steps.
 
-    Several runs: the mean over seeds and its 95 % interval by Student's t, on the env steps that all have reached. One
-    run of ``success_rate``: its own 95 % interval over episodes.
+    From three runs on: the mean over seeds and its 95 % interval by Student's t, on the env steps that all have reached.
+    Two runs: mean and range, as the interval of two would be wider than the picture. One run of ``success_rate``: its
+    own 95 % interval over episodes.
     """
     if len(runs) == 1:
         curve = runs[0].curve
@@ -127,17 +128,16 @@ def curve_over_seeds(runs: Sequence[Run], column: str) -> pd.DataFrame:
         return pd.DataFrame({"env_steps": curve["env_steps"], "mean": curve[column], "low": low, "high": high})
     shortest = min(runs, key=lambda run: run.curve["env_steps"].iloc[-1]).curve["env_steps"].to_numpy()
     values = np.stack([np.interp(shortest, run.curve["env_steps"], run.curve[column]) for run in runs])
-    freedom = len(runs) - 1
+    mean, freedom = values.mean(axis=0), len(runs) - 1
     quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else 1.96
-    half = quantile * values.std(axis=0, ddof=1) / np.sqrt(len(runs))
-    mean = values.mean(axis=0)
+    half = np.ptp(values, axis=0) / 2 if freedom == 1 else quantile * values.std(axis=0, ddof=1) / np.sqrt(len(runs))
     return pd.DataFrame({"env_steps": shortest, "mean": mean, "low": mean - half, "high": mean + half})
 
 
 def draw(runs: Sequence[Run], path: str | Path) -> Path:
     """Draw success, episode length and steering diagnostics against env steps into a PNG.
 
-    :param runs: Runs; those that differ in their seed only become one curve with a 95 % band
+    :param runs: Runs; those that differ in their seed only become one curve with a band, see :func:`curve_over_seeds`
     :param path: The PNG file
     """
     figure = Figure(figsize=(11, 6.4), dpi=110, layout="constrained")
@@ -176,7 +176,7 @@ def _draw_curve(axis: Axes, runs: Sequence[Run], column: str, color: str, label:
 
 def _decorate(axes: dict[str, Axes]) -> None:
     axes["success_rate"].set_ylim(-0.02, 1.02)
-    axes["success_rate"].set_title("dashed: base policy; band: 95 %", fontsize=9)
+    axes["success_rate"].set_title("dashed: base policy; band: 95 %, of two seeds their range", fontsize=9)
     axes["success_rate"].legend(fontsize=8, frameon=False, loc="lower right")
     axes["rms_ratio"].axhspan(*GUIDELINE, color="grey", alpha=0.12, linewidth=0)
     axes["rms_ratio"].set_title("grey: the range the paper advises to start from", fontsize=9)

@@ -134,12 +134,18 @@ def test_the_interval_over_seeds_by_hand() -> None:
     assert (found["high"] - found["mean"]).tolist() == pytest.approx(half)
 
 
-@pytest.mark.parametrize(("runs", "quantile"), [(2, 12.706), (10, 2.262), (31, 2.042), (32, 1.96)])
+@pytest.mark.parametrize(("runs", "quantile"), [(3, 4.303), (10, 2.262), (31, 2.042), (32, 1.96)])
 def test_few_seeds_give_wide_intervals(runs: int, quantile: float) -> None:
     members = [run([index % 2 / 2], seed=index) for index in range(runs)]
     found = curve_over_seeds(members, "success_rate")
     deviation = np.std([index % 2 / 2 for index in range(runs)], ddof=1)
     assert found["high"][0] - found["mean"][0] == pytest.approx(quantile * deviation / runs**0.5)
+
+
+def test_two_seeds_show_their_range() -> None:
+    found = curve_over_seeds([run([0.2, 0.5], 0), run([0.4, 0.3], 1)], "success_rate")
+    assert found["low"].tolist() == pytest.approx([0.2, 0.3])
+    assert found["high"].tolist() == pytest.approx([0.4, 0.5])
 
 
 def test_curves_of_different_length_end_with_the_shortest_and_are_interpolated() -> None:
