@@ -117,7 +117,7 @@ def _label(run: Run, others: Sequence[Run]) -> str:
 def curve_over_seeds(runs: Sequence[Run], column: str) -> pd.DataFrame:
     """Return mean, low and high of a column against env steps.
 
-    From three runs on: the mean over seeds and its 95 % interval by Student's t, on the env steps that all have reached.
+    From three runs on: the mean over seeds and its 95 % interval by Student's t, on the env steps that all reached.
     Two runs: mean and range, as the interval of two would be wider than the picture. One run of ``success_rate``: its
     own 95 % interval over episodes.
     """
