@@ -1,0 +1,104 @@
+"""Time from an observation to the chunk of actions to execute, for one robot on one core, at the paper's sizes.
+
+The whole of what a steered policy computes between two chunks: the context c of the observation (two cameras through a
+ResNet-18 each, or the state), the latent z, the actor's Δz, the decoder, and two steps through the U-Net of 128, 256
+and 512 channels, with robosuite's actions of 10 and a horizon of 16. Weights and observations are random. Figures are
+the median and the 99th percentile of many single calls, in milliseconds and as a share of the 33 ms that a controller
+at 30 Hz has; a chunk lasts several of these. A busy machine shows in the percentile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.scripts.pretrain import build_policy, by_task, compose
+from zprl_sb3.wrappers import LatentSteering, LatentSteeringWrapper
+
+TASK, ACTION_DIM = "zprl/Square-v0", 10
+PERIOD = 1000 / 30  # ms
+CASES: dict[str, dict[str, tuple[int, ...]]] = {
+    "state": {"object": (14,), "proprio": (9,)},
+    "image": {"agentview_image": (84, 84, 3), "robot0_eye_in_hand_image": (84, 84, 3), "proprio": (9,)},
+}
+
+
+class Robot(gym.Env[Any, Any]):
+    """Has the spaces of a robot and is never stepped.
+
+    :param shapes: Of its observations, by key
+    """
+
+    action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.observation_space = spaces.Dict(
+            {
+                key: spaces.Box(0, 255, shape, np.uint8)
+                if len(shape) == 3
+                else spaces.Box(-1.0, 1.0, shape, np.float32)
+                for key, shape in shapes.items()
+            }
+        )
+
+
+def make(shapes: dict[str, tuple[int, ...]]) -> Callable[[], NDArray[np.float32]]:
+    """Return a function that turns a new observation into a chunk (1, h, A)."""
+    th.manual_seed(0)
+    settings = by_task(compose(overrides=["demos=x", "output=x"])["model"], TASK)
+    steering = LatentSteering(build_policy(shapes, ACTION_DIM, settings).freeze(), scale=0.2)
+    robot = Robot(shapes)
+    wrapped = LatentSteeringWrapper(robot, steering.policy, scale=0.2)
+    model = SteeringSAC("MultiInputPolicy", wrapped, buffer_size=1, device="cpu", seed=0)
+    rngs = [np.random.default_rng(0)]
+    robot.observation_space.seed(0)
+
+    def call() -> NDArray[np.float32]:
+        observation = steering.observe({key: value[None] for key, value in next_observation.items()}, rngs)
+        delta, _ = model.predict(observation, deterministic=True)
+        chunk: NDArray[np.float32] = steering.act(observation, delta, rngs)
+        return chunk
+
+    next_observation = robot.observation_space.sample()
+    return call
+
+
+def measure(call: Callable[[], object], count: int) -> NDArray[np.float64]:
+    """Return the milliseconds of single calls, the first few left out."""
+    times = []
+    for k in range(count + 10):
+        start = time.perf_counter()
+        call()
+        if k >= 10:
+            times.append(1000 * (time.perf_counter() - start))
+    return np.array(times)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer calls: less than 50 seconds")
+    count = 200 if parser.parse_args(argv).quick else 2000
+    th.set_num_threads(1)
+    results = []
+    for name, shapes in CASES.items():
+        times = measure(make(shapes), count)
+        for figure, value in (("median", np.median(times)), ("p99", np.percentile(times, 99))):
+            results.append(f"RESULT latency_{name}_{figure} {value:.2f} ms")
+            results.append(f"RESULT latency_{name}_{figure}_of_30_hz {100 * value / PERIOD:.1f} %")
+    print("\n".join(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
