@@ -116,7 +116,8 @@ def _make_envs(
     training = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
     evaluation = LatentSteering(policy, settings["scale"])
     n_envs, gamma, subprocess = settings["n_envs"], settings["gamma"], settings["subprocess"]
-    n_eval = parallel_envs(settings["eval_episodes"])
+    # In processes of their own each takes memory: no more of them than there are to train in.
+    n_eval = parallel_envs(settings["eval_episodes"], *([n_envs] if subprocess else []))
     return (
         make_vec_steering(policy.env_id, training, n_envs, gamma, train_kwargs, subprocess),
         make_vec_steering(policy.env_id, evaluation, n_eval, gamma, kwargs, subprocess, seeded_episodes=True),

@@ -444,6 +444,15 @@ def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None
     assert (training.num_envs, evaluation.num_envs) == (2, 6)
 
 
+def test_processes_that_evaluate_are_no_more_than_those_that_train(toy_policy: Path) -> None:
+    envs = program._make_envs(load_policy(toy_policy), toy_policy, SETTINGS | {"subprocess": True})
+    try:
+        assert [env.num_envs for env in envs] == [2, 2]
+    finally:
+        for env in envs:
+            env.close()
+
+
 def test_some_arguments_are_for_training_only(toy_policy: Path) -> None:
     settings = SETTINGS | {"train_env_kwargs": {"reach": 0.1}}
     envs = program._make_envs(load_policy(toy_policy), toy_policy, settings)
