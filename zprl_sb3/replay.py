@@ -232,7 +232,9 @@ class SteeringReplayBuffer(ReplayBuffer):
         powers = self.gamma ** th.arange(self.n_steps, device=self.device)
         length = within.sum(dim=1)
         last = places.gather(1, (length - 1).unsqueeze(1)).squeeze(1)
-        return last, (self._rewards(places, env) * powers * within).sum(dim=1), self.gamma**length
+        # Beyond the data lies whatever was in memory, NaN perhaps, which times 0 would stay.
+        rewards = th.where(within, self._rewards(places, env) * powers, 0.0)
+        return last, rewards.sum(dim=1), self.gamma**length
 
     def _dones(self, places: th.Tensor) -> th.Tensor:
         over = self._tables["over"][places]
