@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts.pretrain import build_policy, by_task, compose
-from zprl_sb3.wrappers import LatentSteering, LatentSteeringWrapper
+from zprl_sb3.wrappers import LatentSteeringWrapper
 
 TASK, ACTION_DIM = "zprl/Square-v0", 10
 PERIOD = 1000 / 30  # ms
@@ -56,20 +56,20 @@ def make(shapes: dict[str, tuple[int, ...]]) -> Callable[[], NDArray[np.float32]
     """Return a function that turns a new observation into a chunk (1, h, A)."""
     th.manual_seed(0)
     settings = by_task(compose(overrides=["demos=x", "output=x"])["model"], TASK)
-    steering = LatentSteering(build_policy(shapes, ACTION_DIM, settings).freeze(), scale=0.2)
     robot = Robot(shapes)
-    wrapped = LatentSteeringWrapper(robot, steering.policy, scale=0.2)
+    wrapped = LatentSteeringWrapper(robot, build_policy(shapes, ACTION_DIM, settings).freeze(), scale=0.2)
+    steering = wrapped.steering
     model = SteeringSAC("MultiInputPolicy", wrapped, buffer_size=1, device="cpu", seed=0)
     rngs = [np.random.default_rng(0)]
     robot.observation_space.seed(0)
+    next_observation = {key: value[None] for key, value in robot.observation_space.sample().items()}
 
     def call() -> NDArray[np.float32]:
-        observation = steering.observe({key: value[None] for key, value in next_observation.items()}, rngs)
+        observation = steering.observe(next_observation, rngs)
         delta, _ = model.predict(observation, deterministic=True)
         chunk: NDArray[np.float32] = steering.act(observation, delta, rngs)
         return chunk
 
-    next_observation = robot.observation_space.sample()
     return call
 
 

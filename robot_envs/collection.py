@@ -133,8 +133,9 @@ def check_settings(env_id: str, settings: Mapping[str, Any]) -> None:
     for quality, entry in operators.items():
         sample_operator({quality: {**entry, "share": 1}}, rng, family.operator)
     operator = sample_operator(operators, rng, family.operator)
-    check_kwargs(env_id, env_kwargs(settings))
-    env = _environment(env_id, json.dumps(env_kwargs(settings)))
+    kwargs = env_kwargs(settings)
+    check_kwargs(env_id, kwargs)
+    env = _environment(env_id, json.dumps(kwargs))
     env.reset(seed=0)  # With images it shows whether this machine can render.
     family.demonstrator(env, operator, rng)
 

@@ -138,6 +138,8 @@ class SteeringReplayBuffer(ReplayBuffer):
         :param done: Whether the episode ended (n,)
         :param infos: ``TimeLimit.truncated`` says that a time-out ended it
         """
+        if not self._tables:
+            self._allocate()
         timeout = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         here, following = self._rows_of(obs), self._write(next_obs)
         place = self._places(np.arange(self._count, self._count + self.n_envs), self.buffer_size)
@@ -176,8 +178,6 @@ class SteeringReplayBuffer(ReplayBuffer):
         return th.as_tensor(numbers % capacity, device=self.device)
 
     def _put(self, name: str, place: th.Tensor, values: Array) -> None:
-        if not self._tables:
-            self._allocate()
         table = self._tables[name]
         table[place] = th.as_tensor(values).to(self.device, table.dtype).reshape(len(place), *table.shape[1:])
 

@@ -58,7 +58,7 @@ def load_settings(
 
 def _entries(name: str, tables: dict[str, Any], env_id: str) -> list[dict[str, Any]]:
     """Return the entries that lead to an environment's settings, from the one with all settings to its own."""
-    entries, base = [dict(_table(tables.get(env_id) or {}, f"{name}: {env_id!r}"))], env_id
+    entries = [dict(_table(tables.get(env_id) or {}, f"{name}: {env_id!r}"))]
     entries[0].setdefault("default", "default")
     while "default" in entries[0]:
         base = entries[0].pop("default")
