@@ -30,7 +30,7 @@ from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
 from zprl_sb3.scripts.evaluate import base_evaluation, evaluate_base, table
 from zprl_sb3.settings import load_settings
-from zprl_sb3.wrappers.steering_wrapper import chunked
+from zprl_sb3.wrappers.chunking import chunked
 
 CONFIG_MODULE = "zprl_sb3.hyperparams.pretrain"
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit
 from numpy.typing import NDArray
-from stable_baselines3.common.monitor import Monitor
 
 from zprl_sb3.wrappers.episode_video import EpisodeVideo
 from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
 
-TRANSPARENT = (TimeLimit, OrderEnforcing, PassiveEnvChecker, Monitor, SeededEpisodes, EpisodeVideo)
-"""Wrappers that leave observations as they are."""
+TRANSPARENT = (TimeLimit, OrderEnforcing, PassiveEnvChecker, SeededEpisodes, EpisodeVideo)
+"""Wrappers that leave observations as they are, beside those that count steps."""
 
 
 class SimulationError(FloatingPointError):
@@ -107,7 +107,20 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
                 )
 
 
-def _camera_env(env: gym.Env[Any, Any]) -> Any:
-    while isinstance(env, TRANSPARENT):
+def layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
+    """Return the wrappers of an environment from the outermost on, and the environment itself."""
+    while isinstance(env, gym.Wrapper):
+        yield env
         env = env.env
-    return env if hasattr(env, "draw_images") and hasattr(env, "images") else None
+    yield env
+
+
+def counts_steps(layer: gym.Env[Any, Any]) -> bool:
+    """Tell whether this is a wrapper that reports an episode's return and length: Gymnasium's or SB3's Monitor."""
+    # By its module: SB3 imports torch, which the process of an environment does without.
+    return isinstance(layer, RecordEpisodeStatistics) or type(layer).__module__ == "stable_baselines3.common.monitor"
+
+
+def _camera_env(env: gym.Env[Any, Any]) -> Any:
+    inner = next(layer for layer in layers(env) if not (isinstance(layer, TRANSPARENT) or counts_steps(layer)))
+    return inner if hasattr(inner, "draw_images") and hasattr(inner, "images") else None

@@ -8,19 +8,13 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.wrappers import FrameStackObservation
-from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor
 
-from zprl_sb3.policy import PolicyInterface, SteerablePolicy
-from zprl_sb3.wrappers.action_chunk import ActionChunk
+from zprl_sb3.policy import SteerablePolicy
+from zprl_sb3.wrappers.chunking import QUALITY, by_key, check_rendering, chunked
 from zprl_sb3.wrappers.steering import Array, LatentSteering, NoiseKind, Steering, episode_rng
-
-QUALITY = "render_quality"  # an attribute of environments that render images
-BOX_KEY = "state"  # what a plain box observation is called in datasets and policies
 
 
 class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -35,7 +29,7 @@ class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def __init__(self, env: gym.Env[Any, Any], steering: Steering, gamma: float = 0.99) -> None:
         # No deep copy: it would double the policy's weights. Of several records only the first, a sibling's, counts.
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, steering=steering, gamma=gamma)
-        super().__init__(chunked(env, steering.policy, gamma))
+        super().__init__(chunked(env, steering.policy, gamma, Monitor))
         check_rendering(env.get_wrapper_attr(QUALITY) if env.has_wrapper_attr(QUALITY) else None, steering.policy)
         self._given = env
         self.steering = steering
@@ -119,76 +113,3 @@ class LatentSteeringWrapper(SteeringWrapper):
         }
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
         super().__init__(env, LatentSteering(policy, scale, sample_latent, noise, random_crop), gamma)
-
-
-def chunked(env: gym.Env[Any, Any], policy: PolicyInterface, gamma: float) -> gym.Env[Any, Any]:
-    """Return the environment with Monitor, observation history and ActionChunk as the policy needs them.
-
-    :raises ValueError: If observations, actions, id, an existing chunk or its gamma differ from the policy's
-    """
-    existing = unwrap_wrapper(env, ActionChunk)
-    if isinstance(existing, ActionChunk):
-        check_fit(env.observation_space, existing.env.action_space, policy, env_id_of(env))
-        check_chunking(existing.chunk, existing.gamma, policy, gamma)
-        return env
-    if unwrap_wrapper(env, Monitor) is None:
-        env = Monitor(env)
-    if policy.obs_steps > 1:
-        env = FrameStackObservation(env, policy.obs_steps, padding_type="reset")
-    check_fit(env.observation_space, env.action_space, policy, env_id_of(env))
-    return ActionChunk(env, policy.chunk, gamma)
-
-
-def check_chunking(chunk: int, gamma: float, policy: PolicyInterface, wanted_gamma: float) -> None:
-    """Raise a ValueError if an environment's ActionChunk is not the policy's."""
-    if (chunk, gamma) != (policy.chunk, wanted_gamma):
-        raise ValueError(
-            f"The environment is chunked with chunk={chunk}, gamma={gamma}; the steering needs chunk={policy.chunk}, "
-            f"gamma={wanted_gamma}. Make both the same (load_policy(path, chunk=...))"
-        )
-
-
-def check_fit(
-    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], policy: PolicyInterface, env_id: str | None
-) -> None:
-    """Raise a ValueError that says how a policy and an environment differ, if they do."""
-    # Gymnasium's "module:id" imports the module and drops it from the id.
-    if env_id is not None and policy.env_id is not None and env_id != policy.env_id.rpartition(":")[2]:
-        raise ValueError(
-            f"The policy was trained for {policy.env_id}, the environment is {env_id}. "
-            "Load the right checkpoint (or set policy.env_id = None if you mean it)"
-        )
-    found = {key: space.shape or () for key, space in by_key(observation_space).items()}
-    for key, shape in policy.observation_shapes.items():
-        wanted = tuple(shape) if policy.obs_steps == 1 else (policy.obs_steps, *shape)
-        if found.get(key) != wanted:
-            raise ValueError(f"The policy needs observation {key!r} of shape {wanted}, the environment has {found}")
-    if action_space.shape is None or action_space.shape[-1:] != (policy.action_dim,):
-        raise ValueError(f"The policy has actions of size {policy.action_dim}, the environment {action_space}")
-
-
-def check_rendering(quality: str | None, policy: PolicyInterface) -> None:
-    """Raise a ValueError if images are rendered otherwise than those that a policy has learned from.
-
-    :param quality: ``render_quality`` of the environment, or None if it has none
-    :param policy: Of ours, or one that does not say
-    """
-    learned = getattr(policy, "render_quality", None)
-    if None not in (quality, learned) and quality != learned:
-        raise ValueError(
-            f"The policy has learned from images with render_quality={learned!r}, the environment has {quality!r}: "
-            f"make it with gymnasium.make(..., render_quality={learned!r})"
-        )
-
-
-def env_id_of(env: gym.Env[Any, Any]) -> str | None:
-    """Return the id that an environment was made by, or None."""
-    spec = env.unwrapped.spec
-    return spec.id if spec else None
-
-
-def by_key(obs: Any) -> dict[str, Any]:
-    """Return observations, or an observation space, by key; a plain box is called ``"state"``."""
-    if isinstance(obs, spaces.Dict):
-        return dict(obs.spaces)
-    return obs if isinstance(obs, dict) else {BOX_KEY: obs}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_wrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from gymnasium.wrappers import RecordEpisodeStatistics
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from zprl_sb3.policy import PolicyInterface
 from zprl_sb3.robot_envs import check_kwargs
+from zprl_sb3.wrappers.chunking import QUALITY, Interface, by_key, check_chunking, check_fit, check_rendering, chunked
+from zprl_sb3.wrappers.process_vec_env import ProcessVecEnv
 from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
 from zprl_sb3.wrappers.steering import Array, Steering, SteeringSpec, episode_rng
-from zprl_sb3.wrappers.steering_wrapper import QUALITY, by_key, check_chunking, check_fit, check_rendering, chunked
 
 
 class VecSteering(VecEnvWrapper):
@@ -90,6 +91,16 @@ class VecSteering(VecEnvWrapper):
         shown = self._show({key: value[len(ended) :] for key, value in encoded.items()})
         return shown, rewards, dones, infos
 
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Tell which environments have a wrapper; for Monitor, which report returns and lengths as Monitor does."""
+        if wrapper_class is not Monitor:
+            return self.venv.env_is_wrapped(wrapper_class, indices)
+        # First the one that a process knows: to be asked for SB3's, it would have to import torch.
+        counted = self.venv.env_is_wrapped(RecordEpisodeStatistics, indices)
+        return counted if all(counted) else self.venv.env_is_wrapped(Monitor, indices)
+
     def _reseed(self, index: int, seed: int | None) -> None:
         if seed is not None:
             self._rngs[index] = episode_rng(seed)
@@ -145,30 +156,17 @@ def make_vec_steering(
     """
     check_kwargs(env_id, env_kwargs or {})
     whole = steering.policy
-    policy = _Interface(dict(whole.observation_shapes), whole.action_dim, whole.obs_steps, whole.chunk, whole.env_id)
+    policy = Interface(dict(whole.observation_shapes), whole.action_dim, whole.obs_steps, whole.chunk, whole.env_id)
 
     def make() -> gym.Env[Any, Any]:
-        if subprocess:
-            # Ctrl-C reaches every process of the terminal, but what then becomes of a run is for the main one to say.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         env = gym.make(env_id, **(env_kwargs or {}))
         env = layer(env) if layer else env
-        return chunked(SeededEpisodes(env, n_envs) if seeded_episodes else env, policy, gamma)
+        env = SeededEpisodes(env, n_envs) if seeded_episodes else env
+        return chunked(env, policy, gamma)
 
     with _processes_alive():
-        venv = SubprocVecEnv([make] * n_envs) if subprocess else DummyVecEnv([make] * n_envs)
+        venv = ProcessVecEnv([make] * n_envs) if subprocess else DummyVecEnv([make] * n_envs)
     return VecSteering(venv, steering, gamma)
-
-
-@dataclass(frozen=True)
-class _Interface:
-    """A policy's interface without the policy: an environment's process needs no weights."""
-
-    observation_shapes: Mapping[str, tuple[int, ...]]
-    action_dim: int
-    obs_steps: int
-    chunk: int
-    env_id: str | None
 
 
 def find_spec(env: VecEnv) -> SteeringSpec:

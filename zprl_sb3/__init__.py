@@ -7,9 +7,9 @@ True
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from zprl_sb3.lazy import lazy_names
 from zprl_sb3.robot_envs import register_envs
 
 if TYPE_CHECKING:
@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Loaded on first use: an environment's process needs no torch.
-_MODULES = {
-    "bottleneck": ("Bottleneck", "BottleneckConfig"),
-    "callbacks": ("SnapshotCallback", "SteeringEvalCallback", "load_snapshot", "save_snapshot"),
-    "checkpoint": ("CheckpointError", "load_policy", "save_policy"),
-    "policy": ("FlowPolicy", "FlowPolicyConfig", "SteerablePolicy"),
-    "sac": ("SteeringSAC",),
-    "wrappers": ("ActionChunk", "LatentSteering", "LatentSteeringWrapper", "VecSteering", "make_vec_steering"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
+# An environment's process needs no torch.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "bottleneck": ("Bottleneck", "BottleneckConfig"),
+        "callbacks": ("SnapshotCallback", "SteeringEvalCallback", "load_snapshot", "save_snapshot"),
+        "checkpoint": ("CheckpointError", "load_policy", "save_policy"),
+        "policy": ("FlowPolicy", "FlowPolicyConfig", "SteerablePolicy"),
+        "sac": ("SteeringSAC",),
+        "wrappers": ("ActionChunk", "LatentSteering", "LatentSteeringWrapper", "VecSteering", "make_vec_steering"),
+    },
+)
 
 __all__ = [
     "ActionChunk",
@@ -55,9 +57,3 @@ __all__ = [
 ]
 
 register_envs()
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
