@@ -237,12 +237,14 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 def _make_simulation(task: Task) -> Any:
     robosuite = import_robosuite()
+    from zprl_sb3.robot_envs import robosuite_control  # which needs it
+
     controller = copy.deepcopy(robosuite.load_composite_controller_config(robot="Panda"))
     for arm in controller["body_parts"].values():
         # Its default, "base", would send a world target a metre away.
         arm.update(input_type="absolute", input_ref_frame="world")
     arms = len(task.homes)
-    return robosuite.make(
+    simulation = robosuite.make(
         task.name,
         robots=["Panda"] * arms,
         controller_configs=[controller] * arms,
@@ -256,3 +258,5 @@ def _make_simulation(task: Task) -> Any:
         reward_shaping=False,
         seed=0,
     )
+    robosuite_control.hasten(simulation)
+    return simulation
