@@ -42,9 +42,13 @@ class Bottleneck(nn.Module):
         self.decoder = mlp([config.latent_dim, *hidden, context_dim])
 
     def encode(self, context: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Return mean and standard deviation (B, d) of the posterior of contexts (B, C)."""
+        """Return mean and standard deviation (B, d) of the posterior of contexts (B, C), the deviation at most 1.
+
+        No posterior is wider than the prior where the policy was trained. Far from there, in a fallen can's context,
+        the network's log variance rose to 40, and samples of z to 10⁹.
+        """
         mean, log_var = self.posterior(context)
-        return mean, (0.5 * log_var).exp()
+        return mean, (0.5 * log_var.clamp(max=0.0)).exp()
 
     def posterior(self, context: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Return mean and log variance (B, d); the logarithm stays finite where the deviation underflows to 0."""

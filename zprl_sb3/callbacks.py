@@ -154,11 +154,11 @@ class SnapshotCallback(BaseCallback):
 def save_snapshot(model: BaseAlgorithm, folder: str | Path) -> None:
     """Write a model, its replay buffer and the random states as a folder, atomically.
 
-    :raises FloatingPointError: If a weight is not finite; the previous snapshot stays
+    :raises FloatingPointError: If a weight is not finite; a previous snapshot stays
     """
     _finish_updates(model)
     if not all(bool(th.isfinite(weight).all()) for weight in model.policy.parameters()):
-        raise FloatingPointError(f"The model has weights that are not finite; {folder} keeps the last good snapshot")
+        raise FloatingPointError(f"The model has weights that are not finite; {folder} stays as it was")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         model.save(temporary / MODEL)
