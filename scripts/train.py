@@ -190,10 +190,17 @@ def _learn(model: SteeringSAC, evaluations: SteeringEvalCallback, settings: dict
     except BaseException as error:
         # A NaN from the simulator, a full disk: what was learned so far must not be lost. After Ctrl-C it is saved.
         if isinstance(error, Exception):
-            save_snapshot(model, snapshot)
+            _rescue(model, snapshot)
         goes_on = f"; the same command goes on from {snapshot}" if snapshot.is_dir() else ""
         print(f"\nStopped at {model.env_steps} env steps by {type(error).__name__}{goes_on}", file=sys.stderr)
         raise
+
+
+def _rescue(model: SteeringSAC, snapshot: Path) -> None:
+    try:
+        save_snapshot(model, snapshot)
+    except FloatingPointError as error:  # The one that stopped the run is to be seen, not this one.
+        print(f"\nNot saved: {error}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -77,6 +77,14 @@ def test_a_deviation_that_underflows_costs_a_finite_amount() -> None:
     th.testing.assert_close(bottleneck.log_var.bias.grad, th.full((2,), -0.25))
 
 
+def test_no_posterior_is_wider_than_the_prior_however_strange_the_context() -> None:
+    bottleneck = Bottleneck(10, BottleneckConfig(4, hidden=16))
+    strange = 1000 * th.randn(50, 10)
+    assert (0.5 * bottleneck.posterior(strange)[1]).exp().max() > 1e6
+    std = bottleneck.encode(strange)[1]
+    assert std.max() == 1
+
+
 def test_encoder_and_decoder_have_three_hidden_layers_and_plain_heads() -> None:
     bottleneck = Bottleneck(10, BottleneckConfig(latent_dim=4, hidden=32))
     mean, std = bottleneck.encode(th.randn(7, 10))
@@ -115,7 +123,8 @@ def test_the_loss_adds_up_its_weighted_parts_on_one_sampled_latent() -> None:
     th.manual_seed(3)
     losses = bottleneck_loss(bottleneck, velocity, context, actions, noise, times, beta=0.3, reconstruction=0.2)
     th.manual_seed(3)
-    mean, std = bottleneck.encode(context)
+    mean, log_var = bottleneck.posterior(context)
+    std = (0.5 * log_var).exp()
     decoded = bottleneck.decode(mean + std * th.randn(6, 2))
     th.testing.assert_close(losses["flow"], flow_loss(velocity, actions, noise, times, decoded))
     th.testing.assert_close(losses["reconstruction"], ((decoded - context) ** 2).mean())
