@@ -18,16 +18,18 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from zprl_sb3.robot_envs.rotations import rotation_6d
 from zprl_sb3.wrappers import ActionChunk
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
 
 SECONDS = 2.0  # of each block
 WAYS = {"alone": (1, 1), "two": (2, 1), "chunk": (1, 4)}  # processes, and actions at once
@@ -67,7 +69,10 @@ class Stepper:
     """
 
     def __init__(self, task: str, observation: str, processes: int, chunk: int) -> None:
-        self.envs = SubprocVecEnv([partial(make, task, observation, chunk)] * processes)
+        # Not above: the environments' processes import this file, and do without torch.
+        from zprl_sb3.wrappers.process_vec_env import ProcessVecEnv
+
+        self.envs = ProcessVecEnv([partial(make, task, observation, chunk)] * processes)
         self.envs.seed(0)
         first = self.envs.reset()
         assert isinstance(first, dict)
@@ -119,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quick = parser.parse_args(argv).quick
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     cases = QUICK if quick else [(task, observation) for task in TASKS for observation in ("state", "image")]
-    results = []
+    results: list[str] = []
     for task, observation in cases:
         print(f"{task}, {observation} ...", flush=True)
         results += report(task, observation, 1 if quick else 3)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from zprl_sb3.robot_envs import UnstableSimulationError, import_simulator
 from zprl_sb3.robot_envs.base import Observation, SimulatedEnv, check_arguments
 from zprl_sb3.robot_envs.rendering import RenderingError, prepare_rendering
-from zprl_sb3.robot_envs.rotations import matrix_of_6d, rotation_vector
+from zprl_sb3.robot_envs.rotations import are_parallel, matrix_of_6d, rotation_vector
 
 VERSION = "1.5"
 ARM_ACTION = 10
@@ -78,7 +78,8 @@ class RobosuiteEnv(SimulatedEnv):
     - ``"proprio"``: for each arm position 3 and quaternion 4 of the grip site, positions of the two fingers 2
 
     Actions, for each arm 10: the grip site's target position in the world (3), the first two rows of its target
-    rotation matrix (6), and the gripper, which −1 opens and 1 closes.
+    rotation matrix (6), and the gripper, which −1 opens and 1 closes. Parallel rows name no rotation (policies far from
+    their demonstrations come to them by clipping): the arm then goes on to aim at the rotation before.
 
     ``reset(seed=s)`` fixes the layout and the whole rollout bit by bit; ``reset()`` goes on to the next layout.
 
@@ -121,6 +122,7 @@ class RobosuiteEnv(SimulatedEnv):
         bound = np.tile(np.array([2.0] * 3 + [1.0] * 7, np.float32), arms)
         self.action_space = spaces.Box(-bound, bound, dtype=np.float32)
         self._raw: dict[str, Any] = {}
+        self._turns: list[NDArray[np.float64]] = []  # rotation that each arm aims at
 
     @property
     def model(self) -> Any:
@@ -142,24 +144,32 @@ class RobosuiteEnv(SimulatedEnv):
         state = np.random.default_rng(int(self.np_random.integers(2**31))).bit_generator.state
         self._simulation.rng.bit_generator.state = state
         self._simulation.reset()
+        sites = [robot.eef_site_id["right"] for robot in self._simulation.robots]
+        self._turns = [rotation_vector(self.data.site_xmat[site].reshape(3, 3)) for site in sites]
         # Observables that build on others are still zero in what reset returns.
         self._raw = self._simulation._get_observations(force_update=True)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Apply one action for 50 ms.
 
-        :raises ValueError: If six numbers of the action name no rotation
+        :raises ValueError: If three numbers of a rotation are zero, or one is NaN
         :raises UnstableSimulationError: If the physics diverged
         """
         arms = np.asarray(action, dtype=np.float64).reshape(-1, ARM_ACTION)
         self._steps += 1
         try:
-            self._raw, *_ = self._simulation.step(np.concatenate([_axis_angle_action(arm) for arm in arms]))
+            self._raw, *_ = self._simulation.step(np.concatenate([self._aim(k, arm) for k, arm in enumerate(arms)]))
         except np.linalg.LinAlgError as error:  # The controller meets NaN before MuJoCo counts it.
             raise UnstableSimulationError(f"The simulation of {self.name} became unstable: {error}") from error
         self._check_stable()
         success = bool(self._simulation._check_success())
         return self._observe(), float(success), success, False, {"is_success": success}
+
+    def _aim(self, arm: int, action: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the action of an arm with its rotation as robosuite wants it, axis times angle."""
+        if not are_parallel(action[3:9]):
+            self._turns[arm] = rotation_vector(matrix_of_6d(action[3:9]))
+        return np.concatenate([action[:3], self._turns[arm], action[9:]])
 
     def close(self) -> None:
         """Free the renderers and the simulation: robosuite's parts hold each other, and would stay for long."""
@@ -189,10 +199,6 @@ class RobosuiteEnv(SimulatedEnv):
             sign = 1.0 if quaternion[0] * np.cos(home / 2) + quaternion[1] * np.sin(home / 2) >= 0 else -1.0
             parts += [self._raw[f"robot{k}_eef_pos"], sign * quaternion, self._raw[f"robot{k}_gripper_qpos"]]
         return np.concatenate(parts)
-
-
-def _axis_angle_action(arm: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([arm[:3], rotation_vector(matrix_of_6d(arm[3:9])), arm[9:]])
 
 
 def import_robosuite() -> ModuleType:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+SHORT = 1e-6  # what is no direction any more
 
 
 def rotation_6d(matrix: ArrayLike) -> Array:
@@ -24,9 +25,16 @@ def matrix_of_6d(values: ArrayLike) -> Array:
     return np.stack([x, y, np.cross(x, y)])
 
 
+def are_parallel(values: ArrayLike) -> bool:
+    """Tell whether six numbers are two rows that are not zero but parallel, of which no rotation can be made."""
+    rows = np.asarray(values, dtype=np.float64).reshape(2, 3)
+    area = np.linalg.norm(np.cross(rows[0], rows[1]))
+    return bool(rows.any(axis=1).all() and area <= SHORT * np.linalg.norm(rows[0]))
+
+
 def _unit(row: Array, values: ArrayLike) -> Array:
     length = float(np.sqrt(row @ row))
-    if not length > 1e-6:
+    if not length > SHORT:
         raise ValueError(f"These six numbers are no rotation, two rows that are neither zero nor parallel: {values!r}")
     return row / length
 

@@ -160,6 +160,20 @@ def test_an_action_without_rotation_is_refused():
         env.step(np.zeros(10, np.float32))
 
 
+def test_parallel_rows_leave_the_rotation_aimed_at_before():
+    env = make("zprl/Lift-v0")
+    env.reset(seed=0)
+    action = hold(env)
+    corner = action.copy()
+    corner[3:9] = [-1, 1, 1, 1, -1, -1]  # where clipping to the bounds has led a policy
+    aims = []
+    for rotation in (corner, action, corner):
+        env.step(rotation)
+        aims.append(env.unwrapped.simulation.robots[0].part_controllers["right"].goal_ori.copy())
+    np.testing.assert_allclose(aims[0], matrix_of_6d(action[3:9]), atol=1e-3)  # the first pose
+    np.testing.assert_array_equal(aims[1], aims[2])
+
+
 def test_the_state_is_time_positions_and_velocities():
     env = make("zprl/Lift-v0").unwrapped
     env.reset(seed=0)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zprl_sb3.robot_envs.rotations import (
+    are_parallel,
     matrix_of_6d,
     matrix_of_vector,
     quaternion_of,
@@ -57,3 +58,10 @@ def test_what_is_no_rotation_is_refused(values):
 def test_half_a_turn_is_exact(axis):
     vector = rotation_vector(matrix_of_vector(np.pi * axis))
     np.testing.assert_allclose(np.abs(vector), np.pi * axis, atol=1e-7)
+
+
+def test_parallel_rows_are_told_from_zeros_and_nan() -> None:
+    assert are_parallel([-1, 1, 1, 2, -2, -2])
+    assert not are_parallel([-1, 1, 1, 2, -2, -1])
+    assert not are_parallel([0, 0, 0, 2, -2, -2])
+    assert not are_parallel([float("nan"), 1, 1, 2, -2, -2])

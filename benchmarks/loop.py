@@ -1,0 +1,163 @@
+"""Env steps per second of whole training, updates after the rollouts or beside them, against what would be ideal.
+
+Three tasks with the settings of ``hyperparams/zprl.yml`` and small networks with random weights, two environments in
+processes of their own. Ways that take turns in blocks:
+
+- simulator: the environments alone, with random chunks near the pose in which they start
+- sequential: training, each burst of updates after its rollout
+- overlapped: training, the updates while the environments step (``overlap: true``)
+
+The ideal is the slower of simulator alone and updates alone, as if neither ever waited for the other, on as many cores
+as both want. Rates are medians over the blocks, in env steps of all environments per second of the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from scipy.spatial.transform import Rotation
+from stable_baselines3.common.logger import Logger
+
+import zprl_sb3  # noqa: F401  # registers the environments
+from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.robot_envs.rotations import rotation_6d
+from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.scripts.pretrain import build_policy, compose
+from zprl_sb3.settings import load_settings
+from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
+
+CASES = (
+    ("can", "zprl/Can-v0", "state"),
+    ("box_close", "zprl/BoxClose-v0", "state"),
+    ("door", "zprl/AdroitDoor-v0", "image"),
+)
+N_ENVS, CHUNK = 2, 4
+CALM = 0.05  # how far random actions reach, as a share of an untrained policy's
+BURST = 20  # chunks of each environment between two bursts of updates
+
+
+def make_policy(env_id: str, observation: str) -> FlowPolicy:
+    """Return an untrained policy of the small size, whose actions stay near the pose in which the robot starts."""
+    env = gym.make(env_id, observation=observation)
+    first, _ = env.reset(seed=0)
+    shapes = {key: space.shape for key, space in env.observation_space.spaces.items()}  # type: ignore[attr-defined]
+    th.manual_seed(0)
+    model = compose(overrides=["demos=x", "output=x", f"model={'state' if observation == 'state' else 'small_image'}"])
+    sizes = model["model"] | {"horizon": 8, "chunk": CHUNK, "latent_dim": 16}
+    sizes |= {"crop": [80, 80]} if observation == "image" else {}
+    policy = build_policy(shapes, env.action_space.shape[0], sizes)  # type: ignore[index]
+    policy.action_normalizer.half_range.fill_(CALM)
+    policy.action_normalizer.center.copy_(th.as_tensor(still(env, first)))
+    env.close()
+    return policy.freeze()
+
+
+def still(env: gym.Env[Any, Any], first: dict[str, Any]) -> Any:
+    """Return the action that keeps a robot where it is: robosuite's are poses, all others start at zero."""
+    (size,) = env.action_space.shape or (0,)
+    if size != 10:
+        return np.zeros(size, np.float32)
+    pose = first["proprio"]
+    return np.array([*pose[:3], *rotation_6d(Rotation.from_quat(pose[3:7]).as_matrix()), -1], np.float32)
+
+
+class Way:
+    """One way to spend a block of time.
+
+    :param policy: The steered policy
+    :param env_id: Gymnasium id
+    :param observation: ``"state"`` or ``"image"``
+    :param overlap: Updates beside the rollouts
+    """
+
+    def __init__(self, policy: FlowPolicy, env_id: str, observation: str, overlap: bool) -> None:
+        settings = load_settings("zprl.yml", env_id, (), observation)
+        steering = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
+        self.env = make_vec_steering(
+            env_id, steering, N_ENVS, settings["gamma"], {"observation": observation}, subprocess=True
+        )
+        algorithm = settings["algorithm"] | {
+            "buffer_size": 100_000,
+            "learning_starts": 0,
+            "train_freq": BURST,
+            "overlap": overlap,
+        }
+        self.model = SteeringSAC("MultiInputPolicy", self.env, seed=0, device="cpu", **algorithm)
+        self.model.set_logger(Logger(None, []))
+
+    def train(self, bursts: int) -> float:
+        """Train, and return env steps per second."""
+        before, start = self.model.env_steps, time.perf_counter()
+        self.model.learn(bursts * BURST * N_ENVS, reset_num_timesteps=False)
+        return (self.model.env_steps - before) / (time.perf_counter() - start)
+
+    def update(self, bursts: int) -> float:
+        """Make the updates of as many bursts and nothing else, and return the env steps per second that this allows."""
+        count, start = bursts * BURST * N_ENVS, time.perf_counter()
+        self.model._update(count, self.model.batch_size)
+        return count * CHUNK / (time.perf_counter() - start)
+
+
+def simulate(env: VecSteering, bursts: int) -> float:
+    """Step the environments below the steering with calm random chunks, and return env steps per second."""
+    env.venv.reset()
+    policy, rng = env.steering.policy, np.random.default_rng(0)
+    center = policy.action_normalizer.center.numpy()  # type: ignore[attr-defined]
+    shape = (N_ENVS, CHUNK, len(center))
+    steps, start = 0, time.perf_counter()
+    for _ in range(bursts * BURST):
+        chunks = (center + CALM * rng.standard_normal(shape)).astype(np.float32)
+        steps += sum(info["env_steps"] for info in env.venv.step(chunks)[-1])
+    return steps / (time.perf_counter() - start)
+
+
+def report(name: str, env_id: str, observation: str, blocks: int, bursts: int) -> list[str]:
+    """Return the lines of one task."""
+    policy = make_policy(env_id, observation)
+    ways = {overlap: Way(policy, env_id, observation, overlap) for overlap in (False, True)}
+    rates: dict[str, list[float]] = {way: [] for way in ("simulator", "updates", "sequential", "overlapped")}
+    try:
+        for way in ways.values():  # fills the buffers, and builds what is built at the first call
+            way.train(1)
+        for _ in range(blocks):
+            rates["simulator"].append(simulate(ways[False].env, bursts))
+            rates["updates"].append(ways[False].update(bursts))
+            rates["sequential"].append(ways[False].train(bursts))
+            rates["overlapped"].append(ways[True].train(bursts))
+    finally:
+        for way in ways.values():
+            way.env.close()
+    found = {way: statistics.median(values) for way, values in rates.items()}
+    ideal = min(found["simulator"], found["updates"])
+    case = f"{name}_{observation}"
+    return [
+        *(f"RESULT loop_{case}_{way} {rate:.1f} steps/s" for way, rate in found.items()),
+        f"RESULT loop_ratio_{case}_overlapped {found['overlapped'] / found['sequential']:.2f} x",
+        *(f"RESULT loop_of_ideal_{case}_{way} {found[way] / ideal:.2f} x" for way in ("sequential", "overlapped")),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one block of one burst: less than 50 seconds")
+    quick = parser.parse_args(argv).quick
+    th.set_num_threads(1)
+    results = []
+    for name, env_id, observation in CASES[: 2 if quick else None]:
+        print(f"{name}, {observation} ...", flush=True)
+        results += report(name, env_id, observation, 1 if quick else 5, 1 if quick else 4)
+    print("\n".join(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
