@@ -24,6 +24,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from scipy.spatial.transform import Rotation
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 import zprl_sb3  # noqa: F401  # registers the environments
@@ -69,6 +70,20 @@ def still(env: gym.Env[Any, Any], first: dict[str, Any]) -> Any:
     return np.array([*pose[:3], *rotation_6d(Rotation.from_quat(pose[3:7]).as_matrix()), -1], np.float32)
 
 
+class Clock(BaseCallback):
+    """Notes the time and the env steps at which rollouts start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks: list[tuple[float, int]] = []
+
+    def _on_rollout_start(self) -> None:
+        self.marks.append((time.perf_counter(), self.model.env_steps))  # type: ignore[attr-defined]
+
+    def _on_step(self) -> bool:
+        return True
+
+
 class Way:
     """One way to spend a block of time.
 
@@ -81,9 +96,7 @@ class Way:
     def __init__(self, policy: FlowPolicy, env_id: str, observation: str, overlap: bool) -> None:
         settings = load_settings("zprl.yml", env_id, (), observation)
         steering = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
-        self.env = make_vec_steering(
-            env_id, steering, N_ENVS, settings["gamma"], {"observation": observation}, subprocess=True
-        )
+        self.env = make(env_id, observation, steering)
         algorithm = settings["algorithm"] | {
             "buffer_size": 100_000,
             "learning_starts": 0,
@@ -94,16 +107,25 @@ class Way:
         self.model.set_logger(Logger(None, []))
 
     def train(self, bursts: int) -> float:
-        """Train, and return env steps per second."""
-        before, start = self.model.env_steps, time.perf_counter()
-        self.model.learn(bursts * BURST * N_ENVS, reset_num_timesteps=False)
-        return (self.model.env_steps - before) / (time.perf_counter() - start)
+        """Train, and return env steps per second between the second and the last start of a rollout.
+
+        The first rollout has no updates to overlap with, and nothing overlaps with the last updates.
+        """
+        clock = Clock()
+        self.model.learn((bursts + 2) * BURST * N_ENVS, clock, reset_num_timesteps=False)
+        (start, before), (end, after) = clock.marks[1], clock.marks[-1]
+        return (after - before) / (end - start)
 
     def update(self, bursts: int) -> float:
         """Make the updates of as many bursts and nothing else, and return the env steps per second that this allows."""
         count, start = bursts * BURST * N_ENVS, time.perf_counter()
         self.model._update(count, self.model.batch_size)
         return count * CHUNK / (time.perf_counter() - start)
+
+
+def make(env_id: str, observation: str, steering: LatentSteering) -> VecSteering:
+    """Return environments in processes of their own."""
+    return make_vec_steering(env_id, steering, N_ENVS, 0.99, {"observation": observation}, subprocess=True)
 
 
 def simulate(env: VecSteering, bursts: int) -> float:
@@ -123,18 +145,19 @@ def report(name: str, env_id: str, observation: str, blocks: int, bursts: int) -
     """Return the lines of one task."""
     policy = make_policy(env_id, observation)
     ways = {overlap: Way(policy, env_id, observation, overlap) for overlap in (False, True)}
+    alone = make(env_id, observation, LatentSteering(policy, 1.0))
     rates: dict[str, list[float]] = {way: [] for way in ("simulator", "updates", "sequential", "overlapped")}
     try:
         for way in ways.values():  # fills the buffers, and builds what is built at the first call
             way.train(1)
         for _ in range(blocks):
-            rates["simulator"].append(simulate(ways[False].env, bursts))
+            rates["simulator"].append(simulate(alone, bursts))
             rates["updates"].append(ways[False].update(bursts))
             rates["sequential"].append(ways[False].train(bursts))
             rates["overlapped"].append(ways[True].train(bursts))
     finally:
-        for way in ways.values():
-            way.env.close()
+        for env in (alone, *(way.env for way in ways.values())):
+            env.close()
     found = {way: statistics.median(values) for way, values in rates.items()}
     ideal = min(found["simulator"], found["updates"])
     case = f"{name}_{observation}"

@@ -42,6 +42,12 @@ def hasten(simulation: Any) -> None:
     simulation._pre_action, simulation._update_observables = pre_action, update
 
 
+def release(simulation: Any) -> None:
+    """Let go of a simulation, which is to be freed."""
+    for name in ("_pre_action", "_update_observables"):
+        vars(simulation).pop(name, None)
+
+
 def _are_old(arms: list[_Arm], simulation: Any) -> bool:
     current = [_controller(robot) for robot in simulation.robots]
     return [arm.controller for arm in arms] != current

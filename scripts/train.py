@@ -199,7 +199,7 @@ def _learn(model: SteeringSAC, evaluations: SteeringEvalCallback, settings: dict
 def _rescue(model: SteeringSAC, snapshot: Path) -> None:
     try:
         save_snapshot(model, snapshot)
-    except FloatingPointError as error:  # The one that stopped the run is to be seen, not this one.
+    except Exception as error:  # The one that stopped the run is to be seen, not this one.
         print(f"\nNot saved: {error}", file=sys.stderr)
 
 

@@ -117,8 +117,12 @@ def layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
 
 def counts_steps(layer: gym.Env[Any, Any]) -> bool:
     """Tell whether this is a wrapper that reports an episode's return and length: Gymnasium's or SB3's Monitor."""
-    # By its module: SB3 imports torch, which the process of an environment does without.
-    return isinstance(layer, RecordEpisodeStatistics) or type(layer).__module__ == "stable_baselines3.common.monitor"
+    return isinstance(layer, RecordEpisodeStatistics) or is_monitor(layer)
+
+
+def is_monitor(layer: gym.Env[Any, Any]) -> bool:
+    """Tell whether this is SB3's Monitor, without the import of SB3 that brings torch along."""
+    return any(cls.__module__ == "stable_baselines3.common.monitor" for cls in type(layer).__mro__)
 
 
 def _camera_env(env: gym.Env[Any, Any]) -> Any:

@@ -10,7 +10,7 @@ import gymnasium as gym
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation, RecordEpisodeStatistics
 
-from zprl_sb3.wrappers.action_chunk import ActionChunk, counts_steps, layers
+from zprl_sb3.wrappers.action_chunk import ActionChunk, counts_steps, is_monitor, layers
 
 if TYPE_CHECKING:
     from zprl_sb3.policy import PolicyInterface
@@ -38,7 +38,8 @@ def chunked(
 ) -> gym.Env[Any, Any]:
     """Return the environment with a count of env steps, observation history and ActionChunk as the policy needs them.
 
-    :param count: Gymnasium's RecordEpisodeStatistics or SB3's Monitor, put around it unless one of them is there
+    :param count: SB3's Monitor, or Gymnasium's RecordEpisodeStatistics where Monitor would do as well; put around it
+        unless it is there
     :raises ValueError: If observations, actions, id, an existing chunk or its gamma differ from the policy's
     """
     existing = next((layer for layer in layers(env) if isinstance(layer, ActionChunk)), None)
@@ -46,7 +47,9 @@ def chunked(
         check_fit(env.observation_space, existing.env.action_space, policy, env_id_of(env))
         check_chunking(existing.chunk, existing.gamma, policy, gamma)
         return env
-    if not any(counts_steps(layer) for layer in layers(env)):
+    # SB3 would put its Monitor outside of the chunks of a single environment that has another count.
+    counted = counts_steps if count is RecordEpisodeStatistics else is_monitor
+    if not any(counted(layer) for layer in layers(env)):
         env = count(env)
     if policy.obs_steps > 1:
         env = FrameStackObservation(env, policy.obs_steps, padding_type="reset")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,11 +13,17 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from zprl_sb3.wrappers.worker import work
 
+PATIENCE = 10.0  # seconds that processes may take to end
+
 
 class ProcessVecEnv(SubprocVecEnv):
     """SB3's ``SubprocVecEnv`` with processes that import neither SB3 nor torch, unless an environment does.
 
+    They run the main script anew, under another name than ``__main__``: what it imports at its top they import, too,
+    and what it does must stand under ``if __name__ == "__main__":``.
+
     :param makers: Functions that make one environment each
+    :raises EOFError: If one of them fails; its error stands on stderr
     """
 
     def __init__(self, makers: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
@@ -32,5 +39,23 @@ class ProcessVecEnv(SubprocVecEnv):
             process.start()
             self.processes.append(process)
             remote.close()
-        self.remotes[0].send(("get_spaces", None))
-        VecEnv.__init__(self, len(makers), *self.remotes[0].recv())
+        try:
+            for remote in self.remotes:
+                remote.send(("get_spaces", None))
+            spaces = [remote.recv() for remote in self.remotes]
+        except (EOFError, ConnectionError):
+            self.close()
+            raise
+        VecEnv.__init__(self, len(makers), *spaces[0])
+
+    def close(self) -> None:
+        """End the processes, whatever they are doing; one that was killed, or a step that failed, does not keep it."""
+        self.closed = True
+        for remote in self.remotes:
+            remote.close()  # which a process notices when it next looks for a command
+        deadline = time.monotonic() + PATIENCE
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.terminate()
+                process.join()

@@ -99,7 +99,9 @@ class VecSteering(VecEnvWrapper):
             return self.venv.env_is_wrapped(wrapper_class, indices)
         # First the one that a process knows: to be asked for SB3's, it would have to import torch.
         counted = self.venv.env_is_wrapped(RecordEpisodeStatistics, indices)
-        return counted if all(counted) else self.venv.env_is_wrapped(Monitor, indices)
+        if all(counted):
+            return counted
+        return [a or b for a, b in zip(counted, self.venv.env_is_wrapped(Monitor, indices), strict=True)]
 
     def _reseed(self, index: int, seed: int | None) -> None:
         if seed is not None:

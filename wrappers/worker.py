@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -34,12 +35,22 @@ def work(remote: Connection, pickled: bytes) -> None:
         "is_wrapped": lambda wrapper: any(isinstance(layer, wrapper) for layer in layers(env)),
     }
     try:
-        while (command := remote.recv())[0] != "close":
-            remote.send(commands[command[0]](command[1]))
-    except EOFError:  # the main process has ended
-        pass
+        while (command := _receive(remote)) is not None:
+            name, data = command
+            answer = commands[name](data)
+            with suppress(ConnectionError):  # told at the next look for a command
+                remote.send(answer)
     finally:
         env.close()
+
+
+def _receive(remote: Connection) -> tuple[str, Any] | None:
+    """Return a command, or None when the other end is closed."""
+    try:
+        command: tuple[str, Any] = remote.recv()
+    except (EOFError, ConnectionError):
+        return None
+    return command
 
 
 def _step(env: gym.Env[Any, Any], action: Any) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any]]:

@@ -44,8 +44,8 @@ class Bottleneck(nn.Module):
     def encode(self, context: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Return mean and standard deviation (B, d) of the posterior of contexts (B, C), the deviation at most 1.
 
-        No posterior is wider than the prior where the policy was trained. Far from there, in a fallen can's context,
-        the network's log variance rose to 40, and samples of z to 10⁹.
+        Where the policy was trained a posterior is hardly ever wider than the prior. Far from there, in the context of
+        a fallen can, the network's log variance rose to 40, and samples of z to 10⁹.
         """
         mean, log_var = self.posterior(context)
         return mean, (0.5 * log_var.clamp(max=0.0)).exp()

@@ -68,7 +68,7 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
         success, or are in a VecMonitor
     """
     if is_vecenv_wrapped(env, VecMonitor):
-        raise ValueError("VecMonitor would count chunks where env steps are meant: leave it out, Monitor is there")
+        raise ValueError("VecMonitor would count chunks where env steps are meant: leave it out, those are counted")
     if episodes % env.num_envs:
         raise ValueError(
             f"{episodes} episodes cannot be divided evenly among {env.num_envs} environments; the seeds would have gaps"

@@ -271,6 +271,7 @@ def test_videos_have_a_larger_view():
 def test_a_closed_environment_frees_its_simulation():
     env = gym.make("zprl/Lift-v0")
     env.reset(seed=0)
+    env.step(hold(env))
     data = weakref.ref(env.unwrapped.data)
     env.close()
     assert data() is None

@@ -207,6 +207,20 @@ def test_a_nan_from_the_simulator_costs_nothing_learned(sick_policy: Path, tmp_p
     assert_complete(output)
 
 
+@pytest.mark.filterwarnings("ignore:.*The obs returned")
+def test_what_stopped_a_run_is_told_even_if_it_cannot_be_saved(
+    sick_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: Any, folder: Path) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(program, "save_snapshot", fail)
+    code, _, err = zprl(*train_command(sick_policy, tmp_path / "run", "save_freq=1000"))
+    assert code == 1
+    assert "Not saved: the disk is gone" in err
+    assert "returned a observation that is not finite" in err.splitlines()[-1]
+
+
 def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_afterwards(
     toy_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

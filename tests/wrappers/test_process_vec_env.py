@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -67,3 +69,45 @@ def test_its_processes_import_neither_torch_nor_sb3() -> None:
     assert env.env_is_wrapped(Monitor) == [True]
     assert env.get_attr("imported") == [["mujoco"]]
     env.close()
+
+
+def failing(seconds: float = 0.0) -> gym.Env[Any, Any]:
+    class Failing(gym.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            import time
+
+            time.sleep(seconds)
+            if not seconds:
+                raise ConnectionError("the robot is gone")
+            return self.env.step(action)
+
+    return Failing(make_car())
+
+
+def test_after_an_environment_failed_it_closes() -> None:
+    env = ProcessVecEnv([make_car, failing])
+    env.reset()
+    with pytest.raises((EOFError, ConnectionError)):
+        env.step(np.zeros((2, 1), np.float32))
+    for _ in range(2):
+        env.close()
+        assert not any(process.is_alive() for process in env.processes)
+
+
+def test_it_closes_in_the_middle_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zprl_sb3.wrappers.process_vec_env.PATIENCE", 0.5)
+    env = ProcessVecEnv([make_car, lambda: failing(60.0)])
+    env.reset()
+    env.step_async(np.zeros((2, 1), np.float32))
+    start = time.monotonic()
+    env.close()
+    assert time.monotonic() - start < 30
+    assert not any(process.is_alive() for process in env.processes)
+
+
+def test_any_environment_that_cannot_be_made_is_noticed_at_once() -> None:
+    def none() -> gym.Env[Any, Any]:
+        raise ValueError("no such environment")
+
+    with pytest.raises((EOFError, ConnectionError)):
+        ProcessVecEnv([make_car, none])
