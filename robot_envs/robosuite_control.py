@@ -1,4 +1,4 @@
-"""robosuite's control loop without what it repeats: the same torques, bit by bit, in a third of the time.
+"""robosuite's control loop without what it repeats: the same torques, bit by bit, sooner.
 
 robosuite moves an arm by torques that it computes anew in each of the 25 physics steps of an action. Most of that time
 goes into looking up the same names, into Jacobians that it computes several times over, and into observables that are
