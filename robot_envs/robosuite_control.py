@@ -17,14 +17,16 @@ from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, o
 def hasten(simulation: Any) -> None:
     """Replace, in one simulation, what happens between two actions.
 
-    :param simulation: From ``robosuite.make``: arms on fixed bases under ``OSC_POSE`` controllers with absolute goals
-        in the world, without interpolation, and observables that all have the same clock
+    Arms whose goals have been changed to another frame than the world's are left to robosuite.
+
+    :param simulation: From ``robosuite.make``: arms on fixed bases under ``OSC_POSE`` controllers without
+        interpolation, and observables that all have the same clock
     """
     begin_action, update_observables = simulation._pre_action, simulation._update_observables
     arms: list[_Arm] = []
 
     def pre_action(action: Any, policy_step: bool = False) -> None:
-        if policy_step:
+        if policy_step or any(arm.controller.input_ref_frame != "world" for arm in arms):
             begin_action(action, policy_step)
             # A reset makes new controllers.
             arms[:] = [_Arm(robot) for robot in simulation.robots] if _are_old(arms, simulation) else arms

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.robot_envs.collection import check_settings
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.sac_policy import SteeringSACPolicy
@@ -287,8 +288,8 @@ def test_reading_twice_gives_independent_settings(file: str) -> None:
 
 def test_the_algorithm_s_own_defaults_are_those_of_the_settings() -> None:
     algorithm = load_settings("zprl.yml", "default")["algorithm"]
-    networks = algorithm.pop("policy_kwargs")
+    networks, buffer = algorithm.pop("policy_kwargs"), algorithm.pop("replay_buffer_kwargs")
     assert networks.pop("net_arch") == [256, 256, 256]  # what None stands for
-    for cls, settings in ((SteeringSAC, algorithm), (SteeringSACPolicy, networks)):
+    for cls, settings in ((SteeringSAC, algorithm), (SteeringSACPolicy, networks), (SteeringReplayBuffer, buffer)):
         parameters = inspect.signature(cls).parameters
         assert {name: parameters[name].default for name in settings} == settings
