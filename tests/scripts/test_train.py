@@ -316,7 +316,7 @@ def stop(model: SteeringSAC, evaluations: Any, settings: dict[str, Any], output:
 
 
 def wait_for(file: Path, process: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not file.exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
