@@ -31,7 +31,7 @@ import zprl_sb3  # noqa: F401  # registers the environments
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.robot_envs.rotations import rotation_6d
 from zprl_sb3.sac import SteeringSAC
-from zprl_sb3.scripts.pretrain import build_policy, compose
+from zprl_sb3.scripts.pretrain import build_policy, by_task, compose
 from zprl_sb3.settings import load_settings
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 
@@ -51,10 +51,9 @@ def make_policy(env_id: str, observation: str) -> FlowPolicy:
     first, _ = env.reset(seed=0)
     shapes = {key: space.shape for key, space in env.observation_space.spaces.items()}  # type: ignore[attr-defined]
     th.manual_seed(0)
-    model = compose(overrides=["demos=x", "output=x", f"model={'state' if observation == 'state' else 'small_image'}"])
-    sizes = model["model"] | {"horizon": 8, "chunk": CHUNK, "latent_dim": 16}
-    sizes |= {"crop": [80, 80]} if observation == "image" else {}
-    policy = build_policy(shapes, env.action_space.shape[0], sizes)  # type: ignore[index]
+    model = f"model={'state' if observation == 'state' else 'small_image'}"
+    sizes = compose(overrides=["demos=x", "output=x", model, f"model.chunk={CHUNK}"])["model"]
+    policy = build_policy(shapes, env.action_space.shape[0], by_task(sizes, env_id))  # type: ignore[index]
     policy.action_normalizer.half_range.fill_(CALM)
     policy.action_normalizer.center.copy_(th.as_tensor(still(env, first)))
     env.close()

@@ -174,9 +174,6 @@ class RobosuiteEnv(SimulatedEnv):
     def close(self) -> None:
         """Free the renderers and the simulation: robosuite's parts hold each other, and would stay for long."""
         super().close()
-        from zprl_sb3.robot_envs import robosuite_control
-
-        robosuite_control.release(self._simulation)
         self._simulation.close()
 
     def observe_state(self, state: NDArray[np.float64]) -> Observation:

@@ -44,12 +44,6 @@ def hasten(simulation: Any) -> None:
     simulation._pre_action, simulation._update_observables = pre_action, update
 
 
-def release(simulation: Any) -> None:
-    """Let go of a simulation, which is to be freed."""
-    for name in ("_pre_action", "_update_observables"):
-        vars(simulation).pop(name, None)
-
-
 def _are_old(arms: list[_Arm], simulation: Any) -> bool:
     current = [_controller(robot) for robot in simulation.robots]
     return [arm.controller for arm in arms] != current
@@ -71,14 +65,22 @@ class _Arm:
 
     def __init__(self, robot: Any) -> None:
         self.controller = _controller(robot)
-        sim = self.controller.sim
-        self._model, self._data = sim.model._model, sim.data._data
-        self._site = sim.model.site_name2id(self.controller.ref_name)
+        self._sim = self.controller.sim
+        self._site = self._sim.model.site_name2id(self.controller.ref_name)
         self._actuators = robot._ref_actuators_indexes_dict["right"]
-        self._limits = self._model.actuator_ctrlrange[self._actuators].T
+        self._limits = self._model.actuator_ctrlrange[self._actuators].T.copy()
         velocities = self._model.nv
         self._mass = np.zeros((velocities, velocities))
         self._jacobians = np.zeros((3, velocities)), np.zeros((3, velocities))
+
+    # Asked for each time: who held them would keep a closed simulation in memory.
+    @property
+    def _model(self) -> Any:
+        return self._sim.model._model
+
+    @property
+    def _data(self) -> Any:
+        return self._sim.data._data
 
     def control(self) -> None:
         """Set the torques for the next physics step."""

@@ -29,8 +29,8 @@ def work(remote: Connection, pickled: bytes) -> None:
         "render": lambda _: env.render(),
         "get_spaces": lambda _: (env.observation_space, env.action_space),
         "env_method": lambda data: env.get_wrapper_attr(data[0])(*data[1], **data[2]),
-        "get_attr": lambda name: env.get_wrapper_attr(name),
-        "has_attr": lambda name: env.has_wrapper_attr(name),
+        "get_attr": env.get_wrapper_attr,
+        "has_attr": env.has_wrapper_attr,
         "set_attr": lambda data: setattr(env, *data),
         "is_wrapped": lambda wrapper: any(isinstance(layer, wrapper) for layer in layers(env)),
     }
