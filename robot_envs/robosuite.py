@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -35,6 +35,7 @@ class Task:
     :param cameras: Cameras of the image observation
     :param homes: For each arm the yaw in which it starts, gripper downwards
     :param video: Camera, height and width of the frames for videos
+    :param failed: Tells of MuJoCo's data that the episode cannot succeed any more
     """
 
     name: str
@@ -43,6 +44,13 @@ class Task:
     cameras: tuple[str, ...]
     homes: tuple[float, ...] = (np.pi / 2,)
     video: tuple[str, int, int] = ("agentview", 480, 480)
+    failed: Callable[[Any], bool] = lambda data: False
+
+
+def _can_lies(data: Any) -> bool:
+    # No operator picks it up from there; one that is carried may be tilted as far.
+    can = data.body("Can_main")
+    return bool(abs(can.xmat[8]) < 0.5 and can.xpos[2] < 0.87)
 
 
 def _pose(name: str) -> tuple[str, ...]:
@@ -52,7 +60,7 @@ def _pose(name: str) -> tuple[str, ...]:
 ONE_ARM_CAMERAS = ("agentview", "robot0_eye_in_hand")
 TASKS: dict[str, Task] = {
     "lift": Task("Lift", ("cube_pos", "cube_quat", "gripper_to_cube_pos"), 10, ONE_ARM_CAMERAS),
-    "can": Task("PickPlaceCan", _pose("Can"), 14, ONE_ARM_CAMERAS),
+    "can": Task("PickPlaceCan", _pose("Can"), 14, ONE_ARM_CAMERAS, failed=_can_lies),
     "square": Task("NutAssemblySquare", _pose("SquareNut"), 14, ONE_ARM_CAMERAS),
     "transport": Task(
         "TwoArmTransport",
@@ -87,6 +95,7 @@ class RobosuiteEnv(SimulatedEnv):
     :param observation: ``"state"`` or ``"image"``
     :param render_mode: ``"rgb_array"`` for upright frames (480, 480, 3), transport (480, 720, 3), or None
     :param render_quality: ``"fast"`` or ``"full"``, see :data:`~zprl_sb3.robot_envs.rendering.QUALITIES`
+    :param terminate_on_failure: End an episode of can once the can has fallen over; meant for training
     :param cameras: Cameras of the image observation; None for the task's own
     :raises ValueError: If the task, the observation, the render mode, its quality or a camera is unknown
     :raises ImportError: If robosuite is not installed, or another version than 1.5
@@ -101,12 +110,14 @@ class RobosuiteEnv(SimulatedEnv):
         observation: str = "state",
         render_mode: str | None = None,
         render_quality: str = "fast",
+        terminate_on_failure: bool = False,
         cameras: Sequence[str] | None = None,
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"There is no robosuite task {task!r}; there is {', '.join(TASKS)}")
         check_arguments(observation, render_mode, render_quality)
         self.task = TASKS[task]
+        self.terminate_on_failure = terminate_on_failure
         arms = len(self.task.homes)
         self._simulation = _make_simulation(self.task)
         super().__init__(
@@ -163,7 +174,8 @@ class RobosuiteEnv(SimulatedEnv):
             raise UnstableSimulationError(f"The simulation of {self.name} became unstable: {error}") from error
         self._check_stable()
         success = bool(self._simulation._check_success())
-        return self._observe(), float(success), success, False, {"is_success": success}
+        failed = self.terminate_on_failure and self.task.failed(self.data)
+        return self._observe(), float(success), success or failed, False, {"is_success": success}
 
     def _aim(self, arm: int, action: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the action of an arm with its rotation as robosuite wants it, axis times angle."""

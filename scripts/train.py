@@ -7,6 +7,8 @@ import copy
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from zprl_sb3.background import BackgroundEvaluation
 from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
 from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
@@ -71,18 +74,17 @@ def train(
     if model_path.is_file() and _trained_chunks(model_path) >= settings["n_timesteps"]:
         print(f"{model_path} is trained already; choose another --output to train anew, or a larger n_timesteps")
         return model_path
-    envs = _make_envs(policy, policy_path, settings)
-    try:
-        model, evaluations = _prepare(*envs, output, seed, settings, device)
+    with (
+        closing(_make_env(policy, policy_path, settings)) as env,
+        closing(_evaluation(policy_path, settings, device)) as evaluation,
+    ):
+        model, evaluations = _prepare(env, evaluation, output, seed, settings, device)
         record_run(output / "run.yml", run)
         if not (output / "policy").is_dir():
             with atomic_path(output / "policy") as temporary:
                 shutil.copytree(policy_path, temporary)
         print(f"Steering {policy.env_id} with λ = {settings['scale']} and seed {seed}; everything goes to {output}")
         _learn(model, evaluations, settings, output)
-    finally:
-        for env in envs:
-            env.close()
     with atomic_path(model_path) as temporary:
         model.save(temporary)
     print(f"Wrote {model_path} and {output / 'evaluations.csv'}")
@@ -105,27 +107,42 @@ def _check(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
-def _make_envs(
-    policy: FlowPolicy, policy_path: str | Path, settings: dict[str, Any]
-) -> tuple[VecSteering, VecSteering]:
-    """Return the environments to train and to evaluate in."""
+def _make_env(policy: FlowPolicy, policy_path: str | Path, settings: dict[str, Any]) -> VecSteering:
+    """Return the environments to train in."""
     assert policy.env_id is not None
-    kwargs = make_arguments(policy_path, settings["env_kwargs"])
-    train_kwargs = make_arguments(policy_path, settings["env_kwargs"] | settings["train_env_kwargs"])
+    kwargs = make_arguments(policy_path, settings["env_kwargs"] | settings["train_env_kwargs"])
     # As in pretraining, images are cropped at random places while it learns, and at the centre when it is judged.
-    training = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
-    evaluation = LatentSteering(policy, settings["scale"])
-    n_envs, gamma, subprocess = settings["n_envs"], settings["gamma"], settings["subprocess"]
-    # In processes of their own each takes memory: no more of them than there are to train in.
-    n_eval = parallel_envs(settings["eval_episodes"], *([n_envs] if subprocess else []))
-    return (
-        make_vec_steering(policy.env_id, training, n_envs, gamma, train_kwargs, subprocess),
-        make_vec_steering(policy.env_id, evaluation, n_eval, gamma, kwargs, subprocess, seeded_episodes=True),
+    steering = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
+    return make_vec_steering(
+        policy.env_id, steering, settings["n_envs"], settings["gamma"], kwargs, settings["subprocess"]
     )
 
 
+def _make_eval_env(policy_path: str | Path, settings: dict[str, Any], device: str) -> VecSteering:
+    """Return the environments to evaluate in, with a policy of their own: they may be in another process."""
+    policy = load_policy(policy_path, settings["chunk"], device_of(device))
+    assert policy.env_id is not None
+    kwargs, subprocess = make_arguments(policy_path, settings["env_kwargs"]), settings["subprocess"]
+    # In processes of their own each takes memory: no more of them than there are to train in.
+    n_envs = parallel_envs(settings["eval_episodes"], *([settings["n_envs"]] if subprocess else []))
+    steering = LatentSteering(policy, settings["scale"])
+    return make_vec_steering(
+        policy.env_id, steering, n_envs, settings["gamma"], kwargs, subprocess, seeded_episodes=True
+    )
+
+
+def _evaluation(policy_path: str | Path, settings: dict[str, Any], device: str) -> VecSteering | BackgroundEvaluation:
+    make = partial(_make_eval_env, policy_path, settings, device)
+    return BackgroundEvaluation(make) if settings["eval_beside"] else make()
+
+
 def _prepare(
-    env: VecSteering, eval_env: VecSteering, output: Path, seed: int, settings: dict[str, Any], device: str
+    env: VecSteering,
+    eval_env: VecSteering | BackgroundEvaluation,
+    output: Path,
+    seed: int,
+    settings: dict[str, Any],
+    device: str,
 ) -> tuple[SteeringSAC, SteeringEvalCallback]:
     snapshot = recovered(output / "snapshot")
     if snapshot.is_dir():

@@ -13,8 +13,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from zprl_sb3.diagnostics import Recorder
-from zprl_sb3.evaluation import Evaluation, evaluate
+from zprl_sb3.background import BackgroundEvaluation
+from zprl_sb3.diagnostics import STEERING_COLUMNS, evaluation_row
 from zprl_sb3.files import atomic_path, recovered
 from zprl_sb3.interrupts import Interrupts
 from zprl_sb3.sac import SteeringSAC
@@ -26,11 +26,15 @@ MODEL, BUFFER, RNG = "model.zip", "replay_buffer.pkl", "rng.pt"
 class SteeringEvalCallback(BaseCallback):
     """Evaluate on the same seeded episodes every ``eval_freq`` **chunks** (all environments), and before the first.
 
-    Appends to a CSV file, one row per evaluation: chunks, env steps, success with its 95 % interval, mean length in env
-    steps, mean return, and the steering diagnostics. The same goes to the logger under ``eval/`` and ``steering/``.
+    Appends to a CSV file, one row per evaluation: chunks, env steps, and what
+    :func:`~zprl_sb3.diagnostics.evaluation_row` says. The same goes to the logger under ``eval/`` and ``steering/``.
     Picks up where the file ends when a run is resumed; a new run starts a new file. Works with every SB3 algorithm.
 
-    :param eval_env: Steered environments made with ``seeded_episodes=True``
+    With a :class:`~zprl_sb3.background.BackgroundEvaluation` training goes on meanwhile. Its row comes when it is
+    ready, at the latest when the next evaluation is due or training ends; one that was lost in between is made anew,
+    from where the run is resumed.
+
+    :param eval_env: Steered environments made with ``seeded_episodes=True``, or a process that has such
     :param path: The CSV file
     :param eval_freq: Chunks between evaluations
     :param episodes: Episodes per evaluation
@@ -39,12 +43,19 @@ class SteeringEvalCallback(BaseCallback):
     """
 
     def __init__(
-        self, eval_env: VecSteering, path: str | Path, eval_freq: int, episodes: int, seed: int, verbose: int = 1
+        self,
+        eval_env: VecSteering | BackgroundEvaluation,
+        path: str | Path,
+        eval_freq: int,
+        episodes: int,
+        seed: int,
+        verbose: int = 1,
     ) -> None:
         super().__init__(verbose)
         self.eval_env, self.path, self.eval_freq = eval_env, Path(path), eval_freq
         self.episodes, self.seed = episodes, seed
         self.rows: list[dict[str, Any]] = []
+        self._latest = -1  # chunks after which the latest evaluation was begun
         self._env_steps = 0
 
     def _init_callback(self) -> None:
@@ -52,13 +63,14 @@ class SteeringEvalCallback(BaseCallback):
         done = self.model.num_timesteps
         rows = read_rows(self.path) if done and self.path.is_file() else []
         self.rows = [row for row in rows if row["chunks"] <= done]
+        self._latest = int(self.rows[-1]["chunks"]) if self.rows else -1
         last = int(self.rows[-1]["env_steps"]) if self.rows else 0
         # Only SteeringSAC keeps count; with the others what lies between last row and snapshot is not known.
         self._env_steps = getattr(self.model, "env_steps", last)
 
     def _on_rollout_start(self) -> None:
-        last = self.rows[-1]["chunks"] // self.eval_freq if self.rows else -1
-        if self.model.num_timesteps // self.eval_freq > last:
+        self._fetch()
+        if self.model.num_timesteps // self.eval_freq > self._latest // self.eval_freq:
             self._evaluate()
 
     def _on_step(self) -> bool:
@@ -66,42 +78,38 @@ class SteeringEvalCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        if not self.rows or self.rows[-1]["chunks"] < self.model.num_timesteps:
+        if self._latest < self.model.num_timesteps:
             self._evaluate()
+        self._fetch(wait=True)
 
     def _evaluate(self) -> None:
         _finish_updates(self.model)
-        recorder = Recorder(self.model, self.episodes)
-        result = evaluate(recorder, self.eval_env, self.seed, self.episodes)
-        diagnostics = recorder.diagnose(self.eval_env.steering)
-        row: dict[str, Any] = {"chunks": self.model.num_timesteps, "env_steps": self._env_steps}
-        row |= _columns(result)
+        self._latest = self.model.num_timesteps
+        when = {"chunks": self.model.num_timesteps, "env_steps": self._env_steps}
+        if isinstance(self.eval_env, BackgroundEvaluation):
+            self._fetch(wait=True)  # the one before: not more than one beside training
+            self.eval_env.submit(self.model.policy, self.seed, self.episodes, when)
+        else:
+            self._note(when | evaluation_row(self.model, self.eval_env, self.seed, self.episodes))
+
+    def _fetch(self, wait: bool = False) -> None:
+        if isinstance(self.eval_env, BackgroundEvaluation):
+            for row in self.eval_env.finished(wait):
+                self._note(row)
+
+    def _note(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
-            self.logger.record(f"eval/{name}", value)
-        for name, value in diagnostics.items():
-            self.logger.record(f"steering/{name}", value)
+            self.logger.record(f"{'steering' if name in STEERING_COLUMNS else 'eval'}/{name}", value)
         # At once, as SB3's own callback does: after the last evaluation nothing else would write them.
-        self.logger.dump(self.model.num_timesteps)
-        self.rows.append(row | diagnostics)
+        self.logger.dump(row["chunks"])
+        self.rows.append(row)
         write_rows(self.path, self.rows)
         if self.verbose:
             print(
                 f"{row['env_steps']:>8} env steps: success {row['success_rate']:.2f} "
                 f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}] on {self.episodes} episodes, "
-                f"mean length {row['mean_length']:.0f}, RMS(λΔz)/RMS(z) {diagnostics['rms_ratio']:.2f}"
+                f"mean length {row['mean_length']:.0f}, RMS(λΔz)/RMS(z) {row['rms_ratio']:.2f}"
             )
-
-
-def _columns(result: Evaluation) -> dict[str, Any]:
-    summary = result.summary()
-    low, high = summary["ci95"]
-    return {
-        "success_rate": summary["success_rate"],
-        "ci_low": low,
-        "ci_high": high,
-        "mean_length": summary["mean_length"],
-        "mean_return": summary["mean_return"],
-    }
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How far steering moves the policy, in the latent and in the context."""
+"""How a steered policy does, and how far steering moves it, in the latent and in the context."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch as th
 from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from zprl_sb3.wrappers import LatentSteering, Steering
+from zprl_sb3.evaluation import evaluate
+from zprl_sb3.wrappers import LatentSteering, Steering, VecSteering
 
 Array = NDArray[np.float32]
+STEERING_COLUMNS = ("rms_z", "rms_step", "rms_ratio", "context_distance", "displacement")
 
 
 class Recorder:
@@ -79,3 +81,26 @@ def steering_diagnostics(steering: Steering, observation: Mapping[str, Array], d
         result["context_distance"] = float(np.linalg.norm(steered - observation["c"], axis=1).mean())
         result["displacement"] = float(np.linalg.norm(steered - plain, axis=1).mean())
     return result
+
+
+def evaluation_row(model: PolicyPredictor, env: VecSteering, seed: int, episodes: int) -> dict[str, Any]:
+    """Return what one evaluation says about a model, as one row of a table.
+
+    ``success_rate`` with its 95 % interval ``ci_low``, ``ci_high``, ``mean_length`` in env steps, ``mean_return``, and
+    :func:`steering_diagnostics`.
+
+    :param model: An SB3 algorithm or policy
+    :param env: Steered environments made with ``seeded_episodes=True``
+    :param seed: First seed
+    :param episodes: Episodes, a multiple of the environments
+    """
+    recorder = Recorder(model, episodes)
+    summary = evaluate(recorder, env, seed, episodes).summary()
+    low, high = summary["ci95"]
+    return {
+        "success_rate": summary["success_rate"],
+        "ci_low": low,
+        "ci_high": high,
+        "mean_length": summary["mean_length"],
+        "mean_return": summary["mean_return"],
+    } | recorder.diagnose(env.steering)

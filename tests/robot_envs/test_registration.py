@@ -30,7 +30,7 @@ def made():
     ("env_id", "has"),
     [
         ("zprl/Push-v0", "task, observation, render_mode, render_quality, cameras"),
-        ("zprl/Lift-v0", "task, observation, render_mode, render_quality, cameras"),
+        ("zprl/Lift-v0", "task, observation, render_mode, render_quality, terminate_on_failure, cameras"),
         ("zprl/AdroitDoor-v0", "task, observation, render_mode, render_quality, terminate_on_failure, cameras"),
         ("test/Function-v0", "size, color"),
         ("zprl_sb3:zprl/Push-v0", "task, observation"),

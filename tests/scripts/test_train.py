@@ -59,6 +59,19 @@ def test_the_same_seed_gives_the_same_run(toy_run: Path, toy_policy: Path, tmp_p
     assert all(th.equal(states[0][name], states[1][name]) for name in states[1])
 
 
+def test_evaluations_beside_training_leave_the_same_run(
+    toy_run: Path, toy_policy: Path, tmp_path: Path, zprl: Any
+) -> None:
+    output = tmp_path / "beside"
+    assert zprl(*train_command(toy_policy, output, "eval_beside=true"))[0] == 0
+    assert_complete(output)
+    for row, alone in zip(*(read_rows(run / "evaluations.csv") for run in (output, toy_run)), strict=True):
+        assert row == pytest.approx(alone, rel=1e-5)
+    states = [SteeringSAC.load(run / "model.zip").policy.state_dict() for run in (output, toy_run)]
+    assert all(th.equal(states[0][name], states[1][name]) for name in states[1])
+    assert "is trained already" in zprl(*train_command(toy_policy, output))[1]  # how it is watched is not what it is
+
+
 def test_a_finished_run_says_so(toy_run: Path, toy_policy: Path, zprl: Any) -> None:
     before = (toy_run / "model.zip").read_bytes()
     code, out, err = zprl(*train_command(toy_policy, toy_run))

@@ -89,6 +89,15 @@ def test_a_resumed_run_drops_the_rows_beyond_its_snapshot_and_repeats_none(tmp_p
     assert read_rows(path)[:2] == before[:2]
 
 
+def test_an_evaluation_that_was_lost_is_made_where_the_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "evaluations.csv"
+    tiny_model().learn(30, [evaluation(path), SnapshotCallback(tmp_path / "snapshot", save_freq=24)])
+    write_rows(path, read_rows(path)[:1])  # as where it was made beside training, and cut off with it
+    model = load_snapshot(SteeringSAC, tmp_path / "snapshot", steered_points())
+    model.learn(26, evaluation(path), reset_num_timesteps=False)
+    assert chunks(path) == [0, 24, 40, 50]
+
+
 def test_a_snapshot_at_the_moment_of_an_evaluation_does_not_evaluate_twice(tmp_path: Path) -> None:
     path = tmp_path / "evaluations.csv"
     tiny_model().learn(40, [evaluation(path), SnapshotCallback(tmp_path / "snapshot", save_freq=20)])

@@ -1,0 +1,105 @@
+"""Evaluation in a process of its own, beside training."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import signal
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import cloudpickle
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+
+from zprl_sb3.diagnostics import evaluation_row
+from zprl_sb3.wrappers import VecSteering
+
+
+class BackgroundEvaluation:
+    """Evaluates one policy after another on the same seeded episodes, while this process does something else.
+
+    The process has a simulator and a base policy of its own, which costs their memory, and computes on one core.
+
+    :param make_env: Makes the steered environments, with ``seeded_episodes=True``; called in the process
+    """
+
+    def __init__(self, make_env: Callable[[], VecSteering]) -> None:
+        # Not fork: this process has threads, and perhaps a GPU. Not a daemon: those may have no processes of their own.
+        context = multiprocessing.get_context("spawn")
+        self._remote, other = context.Pipe()
+        self._process = context.Process(target=_work, args=(other, cloudpickle.dumps(make_env)), daemon=False)
+        self._process.start()
+        other.close()
+        self._under_way: list[dict[str, Any]] = []
+        # At the exit, too: Python would wait there for the process, and the process for more to do.
+        self.close = weakref.finalize(self, _end, self._remote, self._process)
+
+    def submit(self, policy: BasePolicy, seed: int, episodes: int, labels: Mapping[str, Any]) -> None:
+        """Have a policy evaluated as it is now.
+
+        :param policy: Of any SB3 algorithm
+        :param seed: First episode seed
+        :param episodes: Episodes, a multiple of the environments
+        :param labels: What its row begins with
+        :raises ChildProcessError: If the process has ended
+        """
+        file = io.BytesIO()
+        policy.save(file)  # type: ignore[arg-type]
+        with _process_alive():
+            self._remote.send_bytes(cloudpickle.dumps((type(policy), file.getvalue(), seed, episodes)))
+        self._under_way.append(dict(labels))
+
+    def finished(self, wait: bool = False) -> list[dict[str, Any]]:
+        """Return the rows that have come in since the last call: labels, then :func:`evaluation_row`.
+
+        :param wait: Wait for all that is under way
+        :raises ChildProcessError: If the process has ended
+        """
+        rows = []
+        with _process_alive():
+            while self._under_way and (wait or self._remote.poll()):
+                rows.append(self._under_way[0] | self._remote.recv())
+                del self._under_way[0]
+        return rows
+
+
+@contextmanager
+def _process_alive() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise ChildProcessError("The process of the evaluation has ended; its own error stands above") from error
+
+
+def _end(remote: Connection, process: BaseProcess) -> None:
+    remote.close()
+    process.terminate()
+    process.join()
+
+
+def _work(remote: Connection, make_env: bytes) -> None:
+    """What the process does: policies come in through the pipe, rows go out."""
+    # Ctrl-C reaches every process of the terminal, but what then becomes of a run is for the main one to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    th.set_num_threads(1)  # the others are the training's
+    env: VecSteering = cloudpickle.loads(make_env)()
+    try:
+        while (sent := _receive(remote)) is not None:
+            kind, file, seed, episodes = cloudpickle.loads(sent)
+            policy = kind.load(io.BytesIO(file), env.steering.policy.device)
+            remote.send(evaluation_row(policy, env, seed, episodes))
+    finally:
+        env.close()
+
+
+def _receive(remote: Connection) -> bytes | None:
+    """Return what came, or None when the other end is closed."""
+    try:
+        return remote.recv_bytes()
+    except (EOFError, ConnectionError):
+        return None
