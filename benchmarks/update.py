@@ -8,6 +8,10 @@ bfloat16. No environment is stepped.
 
 All run in one process on one thread and take turns in short blocks, so that whatever else the machine does falls on
 each alike. The figures are medians over the blocks; a ratio says how many times as fast as SB3's SAC the other is.
+
+The limit of what can be reached is the roofline: the floating-point operations of an update's matrix products, which
+PyTorch counts, at the rate of a plain matrix product of a layer's size in the same precision, which takes its turns in
+the same run. ``update_of_limit`` says which share of that rate an update comes to, with all that is not matrix products.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -25,6 +30,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
+from torch.utils.flop_counter import FlopCounterMode
 
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import SteeringSpec
@@ -32,6 +38,7 @@ from zprl_sb3.wrappers import SteeringSpec
 CONTEXT, LATENT, BATCH, ROWS = 521, 16, 256, 4096
 NETWORKS: dict[str, Any] = {"net_arch": [256] * 4, "activation_fn": th.nn.GELU}
 UPDATES = {2: 10, 10: 4}  # per block, by critics
+PRODUCTS = 500  # per block
 
 
 class Shapes(gym.Env[Any, Any]):
@@ -67,16 +74,76 @@ def fill(buffer: Any, rng: np.random.Generator) -> None:
         obs = following
 
 
-def measure(models: dict[str, SAC], updates: int, blocks: int) -> dict[str, float]:
-    """Return updates per second by model: the median over blocks that take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+def measure(ways: dict[str, Callable[[int], Any]], counts: dict[str, int], blocks: int) -> dict[str, float]:
+    """Return how often a second each way is gone: the median over blocks that take turns.
+
+    :param ways: Functions that do something so many times
+    :param counts: How many times in a block, by way
+    :param blocks: Blocks, after one that warms up
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for block in range(blocks + 1):
-        for name, model in models.items():
+        for name, way in ways.items():
             start = time.perf_counter()
-            model.train(updates, BATCH)
-            if block:  # the first one warms up
+            way(counts[name])
+            if block:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: updates / statistics.median(values) for name, values in seconds.items()}
+    return {name: counts[name] / statistics.median(values) for name, values in seconds.items()}
+
+
+def operations(model: SAC) -> float:
+    """Return the floating-point operations of the matrix products of one update, mean over two."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model.train(2, BATCH)
+    return counter.get_total_flops() / 2
+
+
+def product(dtype: th.dtype) -> tuple[Callable[[int], None], float]:
+    """Return a function that multiplies a batch with a layer's weights, and the operations of one such product."""
+    width = NETWORKS["net_arch"][-1]
+    batch, weights = th.randn(BATCH, width, dtype=dtype), th.randn(width, width, dtype=dtype)
+    result = th.empty(BATCH, width, dtype=dtype)
+
+    def multiply(count: int) -> None:
+        for _ in range(count):
+            th.mm(batch, weights, out=result)
+
+    return multiply, 2.0 * BATCH * width * width
+
+
+def report(n_critics: int, updates: int, blocks: int) -> list[str]:
+    """Return the lines of one size of the ensemble."""
+    models = {
+        "sb3": make(SAC, n_critics),
+        "delay1": make(SteeringSAC, n_critics, policy_delay=1),
+        "default": make(SteeringSAC, n_critics),
+        "bf16_delay1": make(SteeringSAC, n_critics, policy_delay=1, autocast=True),
+        "bf16": make(SteeringSAC, n_critics, autocast=True),
+    }
+    products = {"float32": product(th.float32), "bfloat16": product(th.bfloat16)}
+    work = {name: operations(model) for name, model in models.items()}
+    ways = {name: partial(_train, model) for name, model in models.items()} | {
+        name: multiply for name, (multiply, _) in products.items()
+    }
+    counts = dict.fromkeys(models, updates) | dict.fromkeys(products, PRODUCTS)
+    rates = measure(ways, counts, blocks)
+    limits = {name: rates[name] * operations for name, (_, operations) in products.items()}
+    lines = [f"RESULT updates_{n_critics}_critics_{name} {rates[name]:.2f} updates/s" for name in models]
+    for name in list(models)[1:]:
+        lines.append(f"RESULT update_ratio_{n_critics}_critics_{name} {rates[name] / rates['sb3']:.2f} x")
+    lines += [f"RESULT product_{n_critics}_critics_{name} {limit / 1e9:.1f} GFLOP/s" for name, limit in limits.items()]
+    for name in models:
+        limit = limits["bfloat16" if name.startswith("bf16") else "float32"]
+        lines += [
+            f"RESULT operations_{n_critics}_critics_{name} {work[name] / 1e9:.3f} GFLOP",
+            f"RESULT update_of_limit_{n_critics}_critics_{name} {rates[name] * work[name] / limit:.2f} x",
+        ]
+    return lines
+
+
+def _train(model: SAC, updates: int) -> None:
+    model.train(updates, BATCH)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,20 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer blocks: less than 50 seconds")
     blocks = 4 if parser.parse_args(argv).quick else 30
     th.set_num_threads(1)
-    results: list[str] = []
-    for n_critics, updates in UPDATES.items():
-        models = {
-            "sb3": make(SAC, n_critics),
-            "delay1": make(SteeringSAC, n_critics, policy_delay=1),
-            "default": make(SteeringSAC, n_critics),
-            "bf16_delay1": make(SteeringSAC, n_critics, policy_delay=1, autocast=True),
-            "bf16": make(SteeringSAC, n_critics, autocast=True),
-        }
-        rates = measure(models, updates, blocks)
-        for name, rate in rates.items():
-            results.append(f"RESULT updates_{n_critics}_critics_{name} {rate:.2f} updates/s")
-        for name in list(models)[1:]:
-            results.append(f"RESULT update_ratio_{n_critics}_critics_{name} {rates[name] / rates['sb3']:.2f} x")
+    results = [line for n_critics, updates in UPDATES.items() for line in report(n_critics, updates, blocks)]
     print("\n".join(results))
     return 0
 
