@@ -11,7 +11,7 @@ each alike. The figures are medians over the blocks; a ratio says how many times
 
 The limit of what can be reached is the roofline: the floating-point operations of an update's matrix products, which
 PyTorch counts, at the rate of a plain matrix product of a layer's size in the same precision, which takes its turns in
-the same run. ``update_of_limit`` says which share of that rate an update comes to, with all that is not matrix products.
+the same run. ``update_of_limit`` says which share of that rate an update comes to, with all that is no matrix product.
 """
 
 from __future__ import annotations

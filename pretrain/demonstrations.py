@@ -130,6 +130,16 @@ def load_demonstrations(path: str | Path, observation: str | None = None) -> Dem
         return _read(path, file, observation)
 
 
+def read_rewards(demos: Demonstrations) -> list[NDArray[np.float32]]:
+    """Return the rewards (T_k,) of each episode, per env step.
+
+    :raises DemonstrationError: If the file does not hold them
+    """
+    with opened(demos.path) as file:
+        episodes = [member(demos.path, file["data"], name) for name in demos.names]
+        return [np.asarray(member(demos.path, demo, "rewards")[()], np.float32) for demo in episodes]
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file to read it.

@@ -22,6 +22,7 @@ from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
 from zprl_sb3.files import atomic_path, readable, recovered
 from zprl_sb3.interrupts import interrupts_wait
+from zprl_sb3.offline import demonstration_buffer
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
@@ -79,6 +80,7 @@ def train(
         closing(_evaluation(policy_path, settings, device)) as evaluation,
     ):
         model, evaluations = _prepare(env, evaluation, output, seed, settings, device)
+        _add_demonstrations(model, env, settings)
         record_run(output / "run.yml", run)
         if not (output / "policy").is_dir():
             with atomic_path(output / "policy") as temporary:
@@ -160,6 +162,14 @@ def _prepare(
     return model, SteeringEvalCallback(
         eval_env, output / "evaluations.csv", settings["eval_freq"], settings["eval_episodes"], seed=EVAL_SEED
     )
+
+
+def _add_demonstrations(model: SteeringSAC, env: VecSteering, settings: dict[str, Any]) -> None:
+    if settings["demonstrations"] is not None:
+        kwargs = settings["algorithm"]["replay_buffer_kwargs"]
+        model.demonstrations = demonstration_buffer(
+            settings["demonstrations"], env.steering, settings["gamma"], model.device, **kwargs
+        )
 
 
 def _capacity(settings: dict[str, Any]) -> int:

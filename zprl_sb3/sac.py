@@ -36,6 +36,7 @@ from zprl_sb3.wrappers import SteeringSpec, find_spec
 
 SelfSteeringSAC = TypeVar("SelfSteeringSAC", bound="SteeringSAC")
 TARGET_HEADS = 2  # size of the random subset of critics in the target
+FIRST_REACH = 0.1  # of Δz where it is annealed
 NOT_SUPPORTED = ("n_steps", "optimize_memory_usage", "target_update_interval", "use_sde")
 
 
@@ -68,6 +69,8 @@ class SteeringSAC(SAC):
     :param overlap: Update while the environments step, if they are processes of their own: the same updates from the
         same data, but each rollout acts with the weights from before the burst that it is overlapped with
     :param autocast: Compute the hidden layers in bfloat16, for processors that multiply it themselves
+    :param anneal: Chunks after the warm-up over which the reach of Δz rises from a tenth to all of λ; 0: all of it from
+        the start
     :param bootstrap_timeouts: Bootstrap from the last observation at a time-out; otherwise time-outs are terminal
     :param replay_buffer_class: Replay buffer
     :param replay_buffer_kwargs: Further arguments of the replay buffer: n_steps and context_dtype of
@@ -83,6 +86,9 @@ class SteeringSAC(SAC):
     policy: SteeringSACPolicy
     critic: SteeringCritic  # type: ignore[assignment]
     critic_target: SteeringCritic  # type: ignore[assignment]
+    demonstrations: SteeringReplayBuffer | None = None
+    """Half of every batch comes from here, see :func:`~zprl_sb3.offline.demonstration_buffer`. Not saved with the
+    model: one that is loaded is to be given it again."""
 
     def __init__(
         self,
@@ -103,6 +109,7 @@ class SteeringSAC(SAC):
         target_entropy: str | float = "auto",
         overlap: bool = False,
         autocast: bool = False,
+        anneal: int = 0,
         bootstrap_timeouts: bool = False,
         replay_buffer_class: type[ReplayBuffer] = SteeringReplayBuffer,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -116,6 +123,7 @@ class SteeringSAC(SAC):
         self.policy_delay = policy_delay
         self.max_grad_norm = max_grad_norm
         self.overlap, self.autocast = overlap, autocast
+        self.anneal = anneal
         self._owed = 0  # updates that the last rollout has earned and the next one will make
         self.bootstrap_timeouts = bootstrap_timeouts
         self.steering_spec: SteeringSpec | None = None
@@ -172,6 +180,9 @@ class SteeringSAC(SAC):
             )
         self.steering_spec, self.gamma = spec, spec.gamma
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "demonstrations"]
+
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Attach another environment.
 
@@ -210,7 +221,7 @@ class SteeringSAC(SAC):
         self._set_learning_rates()
         losses: list[dict[str, th.Tensor]] = []
         for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
+            batch = self._sample(batch_size)
             losses.append(self._update_critic(batch))
             self._n_updates += 1
             if self._n_updates % self.policy_delay == 0:
@@ -218,6 +229,16 @@ class SteeringSAC(SAC):
                 losses.append(actor_losses | self._update_temperature(log_prob))
                 polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
         self._log(losses)
+
+    def _sample(self, batch_size: int) -> ReplayBufferSamples:
+        """Draw a batch; with demonstrations every second transition is one of theirs (symmetric sampling)."""
+        assert self.replay_buffer is not None
+        if self.demonstrations is None:
+            return self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        online = self.replay_buffer.sample(batch_size - batch_size // 2, env=self._vec_normalize_env)
+        offline = self.demonstrations.sample(batch_size // 2, env=self._vec_normalize_env)
+        joined: ReplayBufferSamples = _joined(online, offline)
+        return joined
 
     def _update_critic(self, batch: ReplayBufferSamples) -> dict[str, th.Tensor]:
         """L = Σ_i mean (Q_i(c, z + λΔz) - y)², y = r + (1 - done) γ^h min_{j in M} Q̄_j(c', z' + λΔz'), no entropy.
@@ -293,6 +314,9 @@ class SteeringSAC(SAC):
             assert isinstance(self.action_space, spaces.Box)
             zeros = np.zeros((n_envs, *self.action_space.shape), np.float32)
             return zeros, zeros
+        if self.anneal:
+            rise = (self.num_timesteps - learning_starts) / self.anneal
+            self.policy.set_reach(min(1.0, FIRST_REACH + (1 - FIRST_REACH) * rise))
         return super()._sample_action(learning_starts, action_noise, n_envs)
 
     def _store_transition(
@@ -339,6 +363,17 @@ class SteeringSAC(SAC):
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         self.finish_updates()
         return self
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Return two batches as one."""
+    if first is None:
+        return None
+    if isinstance(first, dict):
+        return {key: _joined(first[key], second[key]) for key in first}
+    if isinstance(first, tuple):
+        return type(first)(*map(_joined, first, second))
+    return th.cat([first, second])
 
 
 class _Busy(VecEnvWrapper):

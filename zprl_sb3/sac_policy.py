@@ -25,9 +25,13 @@ class SteeringActor(Actor):
     :param kwargs: SB3's
     """
 
+    reach: th.Tensor
+    """How far Δz goes, in (0, 1]: it is in [-reach, reach]. log π stays that of Δz before it, so entropies compare."""
+
     def __init__(self, *args: Any, log_std_bounds: tuple[float, float] = (-10.0, 2.0), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.log_std_bounds = log_std_bounds
+        self.register_buffer("reach", th.ones(()))
         self.latent_pi.apply(lambda module: _orthogonal(module, math.sqrt(2)))
         self.mu.apply(lambda module: _orthogonal(module, 0.01))
         self.log_std.apply(lambda module: _orthogonal(module, 0.01))  # type: ignore[attr-defined]
@@ -39,6 +43,15 @@ class SteeringActor(Actor):
         with th.autocast(features.device.type, enabled=False):  # as in the critic
             mean, unit = self.mu(features.float()), th.tanh(self.log_std(features.float()))  # type: ignore[operator]
         return mean, low + 0.5 * (high - low) * (unit + 1), {}
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """Return Δz (B, d)."""
+        return self.reach * super().forward(obs, deterministic)
+
+    def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """Return a sampled Δz (B, d) and its log π (B,)."""
+        delta, log_prob = super().action_log_prob(obs)
+        return self.reach * delta, log_prob
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"log_std_bounds": self.log_std_bounds}
@@ -137,6 +150,7 @@ class SteeringSACPolicy(SACPolicy):
     :raises TypeError: For a features extractor: the frozen policy is the one
     """
 
+    actor: SteeringActor
     critic: SteeringCritic  # type: ignore[assignment]
     critic_target: SteeringCritic  # type: ignore[assignment]
 
@@ -176,6 +190,10 @@ class SteeringSACPolicy(SACPolicy):
     def set_scale(self, scale: float) -> None:
         """Set λ in critics and target critics."""
         self.steering_kwargs["scale"] = self.critic.scale = self.critic_target.scale = scale
+
+    def set_reach(self, reach: float) -> None:
+        """Set how far Δz goes, in (0, 1]."""
+        self.actor.reach.fill_(reach)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SteeringActor:
         """Build the actor on the policy's device."""

@@ -137,6 +137,19 @@ def test_steps_and_their_likelihood_are_those_of_a_tanh_gaussian() -> None:
     th.testing.assert_close(actor(observations(), deterministic=True), mean.tanh())
 
 
+def test_a_smaller_reach_shrinks_the_steps_and_leaves_their_likelihood() -> None:
+    policy = make_policy()
+    found = []
+    for reach in (1.0, 0.25):
+        policy.set_reach(reach)
+        th.manual_seed(0)
+        found.append((*policy.actor.action_log_prob(observations()), policy.actor(observations(), deterministic=True)))
+    (delta, log_prob, mean), (small, same_log_prob, small_mean) = found
+    th.testing.assert_close(small, 0.25 * delta)
+    th.testing.assert_close(small_mean, 0.25 * mean)
+    assert th.equal(same_log_prob, log_prob)
+
+
 def test_a_policy_is_rebuilt_from_its_own_parameters() -> None:
     changes: dict[str, Any] = {"layer_norm": True, "bounded_critic": False, "net_arch": [8], "log_std_bounds": (-5, 1)}
     policy = make_policy(scale=0.3, n_critics=4, **changes)

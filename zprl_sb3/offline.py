@@ -1,0 +1,83 @@
+"""Demonstrations as transitions with Δz = 0, to learn from beside what was collected (RLPD, arXiv 2302.02948)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from numpy.typing import NDArray
+
+from zprl_sb3.policy import image_keys
+from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations, read_rewards
+from zprl_sb3.pretrain.windows import cut_windows
+from zprl_sb3.replay import SteeringReplayBuffer
+from zprl_sb3.wrappers import Steering
+
+BATCH = 512  # observations that are embedded at once
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def demonstration_buffer(
+    path: str | Path, steering: Steering, gamma: float, device: th.device | str = "cpu", **kwargs: Any
+) -> SteeringReplayBuffer:
+    """Return a replay buffer full of a file's demonstrations, cut into chunks from each of their first h env steps.
+
+    Δz is 0: what a policy that has learned from them would have done without steering, nearly. An episode's end is
+    terminal, because the files need not hold the observation after the last action.
+
+    :param path: Demonstrations of the steering's task
+    :param steering: What is steered
+    :param gamma: Discount per env step
+    :param device: Where the transitions shall be
+    :param kwargs: ``n_steps`` and ``context_dtype`` of the replay buffer, which must be those of the other one
+    :raises DemonstrationError: If the file cannot be used, or lacks rewards
+    :raises ValueError: If it is of another task
+    """
+    policy = steering.policy
+    demos = load_demonstrations(path, "image" if image_keys(policy.observation_shapes) else None)
+    if policy.env_id is not None and demos.env_id != policy.env_id:
+        raise ValueError(f"{path} has demonstrations of {demos.env_id}, the policy is for {policy.env_id}")
+    observations, rewards = _embedded(demos, steering), read_rewards(demos)
+    chains = list(_chains([len(reward) for reward in rewards], policy.chunk))
+    buffer = SteeringReplayBuffer(
+        sum(map(len, chains)) + len(chains),  # each chain's last observation takes a row more
+        steering.observation_space,
+        steering.action_space,
+        device,
+        gamma=gamma**policy.chunk,
+        handle_timeout_termination=False,
+        **kwargs,
+    )
+    reward, still = np.concatenate(rewards), np.zeros((1, steering.anchor_dim), np.float32)
+    for chain in chains:
+        for rows, following in zip(chain, [*chain[1:], None], strict=True):
+            chunk = reward[rows.start : rows.stop] @ gamma ** np.arange(len(rows))
+            after = rows[-1] if following is None else following.start
+            here, there = (
+                {key: values[row][None] for key, values in observations.items()} for row in (rows.start, after)
+            )
+            buffer.add(here, there, still, np.array([chunk], np.float32), np.array([following is None]), [{}])
+    return buffer
+
+
+def _chains(lengths: list[int], chunk: int) -> Iterator[list[range]]:
+    """Return the env steps of each chunk, for each episode and each of its first env steps to start from."""
+    start = 0
+    for length in lengths:
+        end = start + length
+        for first in range(start, min(start + chunk, end)):
+            yield [range(row, min(row + chunk, end)) for row in range(first, end, chunk)]
+        start = end
+
+
+def _embedded(demos: Demonstrations, steering: Steering) -> Arrays:
+    """Return (c, z) of every env step of every episode, one after another."""
+    windows = cut_windows(demos, list(range(len(demos))), steering.policy.obs_steps, horizon=1)
+    rng, parts = np.random.default_rng(0), []
+    for index in th.split(th.arange(len(windows)), BATCH):
+        batch = {key: values.numpy() for key, values in windows.batch(index)[0].items()}
+        parts.append(steering.observe(batch, [rng] * len(index)))
+    return {key: np.concatenate([part[key] for part in parts]) for key in ("c", "z")}
