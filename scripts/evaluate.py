@@ -117,11 +117,11 @@ def evaluate_run(
     with readable(run / "model.zip"):
         model = SteeringSAC.load(run / "model.zip", device=device)
     assert model.steering_spec is not None
-    steering = LatentSteering(policy, settings["scale"], noise=noise)
+    steering = LatentSteering(policy, model.steering_spec.scale, noise=noise)
     model.steering_spec.require_same(steering.spec(settings["gamma"]))
     recorder = Recorder(model, episodes)
     result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos, subprocess)
-    result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": steering.scale}
+    result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": settings["scale"]}
     return result | {"steering": recorder.diagnose(steering), "env_steps": model.env_steps}
 
 

@@ -22,7 +22,7 @@ from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
 from zprl_sb3.files import atomic_path, readable, recovered
 from zprl_sb3.interrupts import interrupts_wait
-from zprl_sb3.offline import demonstration_buffer
+from zprl_sb3.offline import demonstration_buffer, scale_by_spread
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
@@ -39,6 +39,7 @@ from zprl_sb3.scripts.common import (
 )
 from zprl_sb3.settings import NOT_IDENTITY, load_settings
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
+from zprl_sb3.wrappers.steering import Scale
 
 EVAL_SEED = 50_000  # of the episodes of the learning curve; `zprl evaluate` uses others
 FIRST_TRAINING_SEED = 2**32  # evaluations use smaller ones
@@ -75,9 +76,10 @@ def train(
     if model_path.is_file() and _trained_chunks(model_path) >= settings["n_timesteps"]:
         print(f"{model_path} is trained already; choose another --output to train anew, or a larger n_timesteps")
         return model_path
+    scale = _scale(policy, settings)
     with (
-        closing(_make_env(policy, policy_path, settings)) as env,
-        closing(_evaluation(policy_path, settings, device)) as evaluation,
+        closing(_make_env(policy, policy_path, scale, settings)) as env,
+        closing(_evaluation(policy_path, scale, settings, device)) as evaluation,
     ):
         model, evaluations = _prepare(env, evaluation, output, seed, settings, device)
         _add_demonstrations(model, env, settings)
@@ -109,32 +111,39 @@ def _check(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
-def _make_env(policy: FlowPolicy, policy_path: str | Path, settings: dict[str, Any]) -> VecSteering:
+def _scale(policy: FlowPolicy, settings: dict[str, Any]) -> Scale:
+    scale: float = settings["scale"]
+    return scale if settings["scale_by"] is None else scale_by_spread(settings["scale_by"], policy, scale)
+
+
+def _make_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]) -> VecSteering:
     """Return the environments to train in."""
     assert policy.env_id is not None
     kwargs = make_arguments(policy_path, settings["env_kwargs"] | settings["train_env_kwargs"])
     # As in pretraining, images are cropped at random places while it learns, and at the centre when it is judged.
-    steering = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
+    steering = LatentSteering(policy, scale, settings["sample_latent"], random_crop=True)
     return make_vec_steering(
         policy.env_id, steering, settings["n_envs"], settings["gamma"], kwargs, settings["subprocess"]
     )
 
 
-def _make_eval_env(policy_path: str | Path, settings: dict[str, Any], device: str) -> VecSteering:
+def _make_eval_env(policy_path: str | Path, scale: Scale, settings: dict[str, Any], device: str) -> VecSteering:
     """Return the environments to evaluate in, with a policy of their own: they may be in another process."""
     policy = load_policy(policy_path, settings["chunk"], device_of(device))
     assert policy.env_id is not None
     kwargs, subprocess = make_arguments(policy_path, settings["env_kwargs"]), settings["subprocess"]
     # In processes of their own each takes memory: no more of them than there are to train in.
     n_envs = parallel_envs(settings["eval_episodes"], *([settings["n_envs"]] if subprocess else []))
-    steering = LatentSteering(policy, settings["scale"])
+    steering = LatentSteering(policy, scale)
     return make_vec_steering(
         policy.env_id, steering, n_envs, settings["gamma"], kwargs, subprocess, seeded_episodes=True
     )
 
 
-def _evaluation(policy_path: str | Path, settings: dict[str, Any], device: str) -> VecSteering | BackgroundEvaluation:
-    make = partial(_make_eval_env, policy_path, settings, device)
+def _evaluation(
+    policy_path: str | Path, scale: Scale, settings: dict[str, Any], device: str
+) -> VecSteering | BackgroundEvaluation:
+    make = partial(_make_eval_env, policy_path, scale, settings, device)
     return BackgroundEvaluation(make) if settings["eval_beside"] else make()
 
 

@@ -20,6 +20,7 @@ from zprl_sb3.policy import SteerablePolicy, image_keys, missing_members
 
 Array = NDArray[np.float32]
 NoiseKind = Literal["normal", "zero"]
+Scale = float | tuple[float, ...]
 NOISE_STREAM = 0x5A  # keeps an episode's flow noise apart from its layout, which has the same seed
 
 
@@ -28,14 +29,14 @@ class SteeringSpec:
     """What a learned steering actor depends on. Saved with the model and compared when an environment is attached.
 
     :param kind: Name of the steering, e.g. ``"latent"``
-    :param scale: λ
+    :param scale: λ, or one of each dimension
     :param chunk: h, env steps per chunk
     :param gamma: Discount per **env step**
     :param policy: Fingerprint of the frozen base policy
     """
 
     kind: str
-    scale: float
+    scale: Scale
     chunk: int
     gamma: float
     policy: str
@@ -76,11 +77,11 @@ class Steering(ABC):
     Random numbers come from one generator per environment: n environments side by side see what each would see alone.
 
     :param policy: The frozen policy, or the path of its checkpoint
-    :param scale: λ > 0
+    :param scale: λ > 0, or one of each dimension of z
     :param noise: ``"normal"`` draws the flow noise w ~ N(0, I) for each chunk; ``"zero"`` sets it to 0 (a control)
     :param random_crop: Crop images at random places (as the authors do while collecting) instead of at the centre
     :raises TypeError: If the policy lacks a member of :class:`~zprl_sb3.policy.SteerablePolicy`
-    :raises ValueError: If λ is not a positive, finite number or the noise has another name
+    :raises ValueError: If λ is not positive and finite or the noise has another name
     """
 
     kind: str
@@ -88,11 +89,11 @@ class Steering(ABC):
     def __init__(
         self,
         policy: SteerablePolicy | str | Path,
-        scale: float,
+        scale: Scale,
         noise: NoiseKind = "normal",
         random_crop: bool = False,
     ) -> None:
-        if not (isinstance(scale, (int, float, np.number)) and np.isfinite(scale) and scale > 0):
+        if not all(_is_positive(value) for value in (scale if isinstance(scale, (tuple, list)) else [scale])):
             raise ValueError(f"scale (λ) must be a positive number, not {scale!r}")
         if noise not in ("normal", "zero"):
             raise ValueError(f"noise is 'normal' or 'zero', not {noise!r}")
@@ -102,7 +103,7 @@ class Steering(ABC):
                 f"{type(policy).__name__} cannot be steered: it lacks {', '.join(missing)} "
                 "(zprl_sb3.policy.SteerablePolicy says what each is)"
             )
-        self.scale = float(scale)
+        self.scale: Scale = tuple(map(float, scale)) if isinstance(scale, (tuple, list)) else float(scale)
         self.noise = noise
         self._crops = len(image_keys(self.policy.observation_shapes)) if random_crop else 0
 
@@ -135,7 +136,12 @@ class Steering(ABC):
         return spaces.Box(-1.0, 1.0, (self.anchor_dim,), np.float32)
 
     def spec(self, gamma: float) -> SteeringSpec:
-        """Return what a model trained on this steering depends on."""
+        """Return what a model trained on this steering depends on.
+
+        :raises ValueError: If there is not one λ for each dimension of z
+        """
+        if isinstance(self.scale, tuple) and len(self.scale) != self.anchor_dim:
+            raise ValueError(f"scale has {len(self.scale)} values of λ, but z has {self.anchor_dim} dimensions")
         return SteeringSpec(self.kind, self.scale, self.policy.chunk, gamma, self.policy.fingerprint())
 
     def observe(self, obs: Mapping[str, NDArray[Any]], rngs: Sequence[Generator]) -> dict[str, Array]:
@@ -165,7 +171,7 @@ class Steering(ABC):
         :raises ValueError: If Δz is NaN or infinite
         """
         policy = self.policy
-        steered = observation["z"] + np.float32(self.scale) * _clipped(delta)
+        steered = observation["z"] + self.step(_clipped(delta))
         noise = self._flow_noise(rngs)
         with th.no_grad():
             context, anchor = (th.as_tensor(x, device=policy.device) for x in (observation["c"], steered))
@@ -173,11 +179,19 @@ class Steering(ABC):
         chunk: Array = actions[:, : policy.chunk].cpu().numpy()
         return chunk
 
+    def step(self, delta: Array) -> Array:
+        """Return λΔz (B, d)."""
+        return np.asarray(self.scale, np.float32) * delta
+
     def _flow_noise(self, rngs: Sequence[Generator]) -> th.Tensor:
         shape = (self.policy.horizon, self.policy.action_dim)
         zero = self.noise == "zero"
         draws = [np.zeros(shape, np.float32) if zero else rng.standard_normal(shape, np.float32) for rng in rngs]
         return th.as_tensor(np.stack(draws), device=self.policy.device)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value)) and bool(value > 0)
 
 
 def _clipped(delta: Array) -> Array:
@@ -192,7 +206,7 @@ class LatentSteering(Steering):
     """ZPRL: the anchor is the bottleneck's latent, a ~ flow(g(z + λΔz)).
 
     :param policy: A policy with a bottleneck, or the path of its checkpoint
-    :param scale: λ, in units of z
+    :param scale: λ, in units of z, or one of each dimension
     :param sample_latent: Draw z from the posterior (as the authors do while collecting) instead of using its mean
     :param noise: As in :class:`Steering`
     :param random_crop: As in :class:`Steering`
@@ -204,7 +218,7 @@ class LatentSteering(Steering):
     def __init__(
         self,
         policy: SteerablePolicy | str | Path,
-        scale: float,
+        scale: Scale,
         sample_latent: bool = False,
         noise: NoiseKind = "normal",
         random_crop: bool = False,

@@ -14,7 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from zprl_sb3.policy import SteerablePolicy
 from zprl_sb3.wrappers.chunking import QUALITY, by_key, check_rendering, chunked
-from zprl_sb3.wrappers.steering import Array, LatentSteering, NoiseKind, Steering, episode_rng
+from zprl_sb3.wrappers.steering import Array, LatentSteering, NoiseKind, Scale, Steering, episode_rng
 
 
 class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -84,7 +84,7 @@ class LatentSteeringWrapper(SteeringWrapper):
 
     :param env: The environment that the policy was trained for
     :param policy: Frozen policy with a bottleneck, or the path of its checkpoint
-    :param scale: λ > 0
+    :param scale: λ > 0, or one of each dimension of z
     :param gamma: Discount per env step
     :param sample_latent: Draw z from the posterior instead of using its mean
     :param noise: ``"normal"``, or ``"zero"`` to switch the flow noise off
@@ -97,7 +97,7 @@ class LatentSteeringWrapper(SteeringWrapper):
         self,
         env: gym.Env[Any, Any],
         policy: SteerablePolicy | str | Path,
-        scale: float,
+        scale: Scale,
         gamma: float = 0.99,
         sample_latent: bool = False,
         noise: NoiseKind = "normal",

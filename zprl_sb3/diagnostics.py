@@ -69,7 +69,7 @@ def steering_diagnostics(steering: Steering, observation: Mapping[str, Array], d
     :param observation: {"c": (N, C), "z": (N, d)}
     :param delta: Δz (N, d)
     """
-    z, step = observation["z"], steering.scale * delta
+    z, step = observation["z"], steering.step(delta)
     rms_z, rms_step = (float(np.sqrt(np.mean(np.square(x)))) for x in (z, step))
     result = {"rms_z": rms_z, "rms_step": rms_step, "rms_ratio": rms_step / max(rms_z, 1e-8)}
     if isinstance(steering, LatentSteering):

@@ -1,4 +1,4 @@
-"""Demonstrations as transitions with Δz = 0, to learn from beside what was collected (RLPD, arXiv 2302.02948)."""
+"""What demonstrations give to steering: transitions with Δz = 0 (RLPD, arXiv 2302.02948), and λ by z's spread."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from zprl_sb3.policy import image_keys
+from zprl_sb3.policy import SteerablePolicy, image_keys
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations, read_rewards
 from zprl_sb3.pretrain.windows import cut_windows
 from zprl_sb3.replay import SteeringReplayBuffer
-from zprl_sb3.wrappers import Steering
+from zprl_sb3.wrappers import LatentSteering, Steering
 
 BATCH = 512  # observations that are embedded at once
 Arrays = dict[str, NDArray[np.float32]]
@@ -36,10 +36,7 @@ def demonstration_buffer(
     :raises DemonstrationError: If the file cannot be used, or lacks rewards
     :raises ValueError: If it is of another task
     """
-    policy = steering.policy
-    demos = load_demonstrations(path, "image" if image_keys(policy.observation_shapes) else None)
-    if policy.env_id is not None and demos.env_id != policy.env_id:
-        raise ValueError(f"{path} has demonstrations of {demos.env_id}, the policy is for {policy.env_id}")
+    policy, demos = steering.policy, _load(path, steering.policy)
     observations, rewards = _embedded(demos, steering), read_rewards(demos)
     chains = list(_chains([len(reward) for reward in rewards], policy.chunk))
     buffer = SteeringReplayBuffer(
@@ -61,6 +58,27 @@ def demonstration_buffer(
             )
             buffer.add(here, there, still, np.array([chunk], np.float32), np.array([following is None]), [{}])
     return buffer
+
+
+def scale_by_spread(path: str | Path, policy: SteerablePolicy, scale: float) -> tuple[float, ...]:
+    """Return a λ for each dimension of z, in proportion to its standard deviation over demonstrations, λ on average.
+
+    :param path: Demonstrations of the policy's task
+    :param policy: A policy with a bottleneck
+    :param scale: λ
+    :raises DemonstrationError: If the file cannot be used
+    :raises ValueError: If it is of another task, or the policy has no bottleneck
+    """
+    z = _embedded(_load(path, policy), LatentSteering(policy, scale, sample_latent=True))["z"]
+    spread = z.std(axis=0, dtype=np.float64)
+    return tuple((scale * spread / spread.mean()).tolist())
+
+
+def _load(path: str | Path, policy: SteerablePolicy) -> Demonstrations:
+    demos = load_demonstrations(path, "image" if image_keys(policy.observation_shapes) else None)
+    if policy.env_id is not None and demos.env_id != policy.env_id:
+        raise ValueError(f"{path} has demonstrations of {demos.env_id}, the policy is for {policy.env_id}")
+    return demos
 
 
 def _chains(lengths: list[int], chunk: int) -> Iterator[list[range]]:

@@ -15,6 +15,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
+from zprl_sb3.wrappers.steering import Scale
+
 
 class SteeringActor(Actor):
     """tanh-Gaussian Δz ~ π(·|c, z). log σ is a tanh rescaled to its bounds and starts at their middle.
@@ -74,10 +76,12 @@ class SteeringCritic(BaseModel):
     :param activation_fn: Activation between the layers
     :param normalize_images: Likewise unused
     :param n_critics: Heads
-    :param scale: λ
+    :param scale: λ, or one of each dimension
     :param bounded: Squash each head to (0, 1) by ½(tanh + 1), for returns of sparse 0/1 tasks
     :param layer_norm: LayerNorm after every hidden linear layer
     """
+
+    scale: th.Tensor
 
     def __init__(
         self,
@@ -89,14 +93,15 @@ class SteeringCritic(BaseModel):
         activation_fn: type[nn.Module] = nn.GELU,
         normalize_images: bool = True,
         n_critics: int = 2,
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         bounded: bool = True,
         layer_norm: bool = False,
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
-        self.scale, self.bounded = scale, bounded
+        self.bounded = bounded
+        self.register_buffer("scale", th.as_tensor(scale), persistent=False)
         inputs = get_action_dim(observation_space["c"]) + get_action_dim(action_space)
         norms: list[type[nn.Module]] = [nn.LayerNorm] if layer_norm else []
         self.q_networks = nn.ModuleList(
@@ -143,7 +148,7 @@ class SteeringSACPolicy(SACPolicy):
     :param layer_norm: LayerNorm in the critics (paper: with dense rewards)
     :param bounded_critic: Q in (0, 1), for sparse 0/1 rewards
     :param log_std_bounds: Lowest and highest log σ of Δz before the tanh (Table V)
-    :param scale: λ; the algorithm takes it from the environment
+    :param scale: λ, or one of each dimension; the algorithm takes it from the environment
     :param optimizer_class: Of actor, critics and temperature
     :param optimizer_kwargs: Its further arguments
     :param kwargs: Passed to SB3's policy
@@ -165,7 +170,7 @@ class SteeringSACPolicy(SACPolicy):
         layer_norm: bool = True,
         bounded_critic: bool = True,
         log_std_bounds: tuple[float, float] = (-10.0, 2.0),
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -187,9 +192,10 @@ class SteeringSACPolicy(SACPolicy):
             **kwargs,
         )
 
-    def set_scale(self, scale: float) -> None:
+    def set_scale(self, scale: Scale) -> None:
         """Set λ in critics and target critics."""
-        self.steering_kwargs["scale"] = self.critic.scale = self.critic_target.scale = scale
+        self.steering_kwargs["scale"] = scale
+        self.critic.scale = self.critic_target.scale = th.as_tensor(scale, device=self.device)
 
     def set_reach(self, reach: float) -> None:
         """Set how far Δz goes, in (0, 1]."""

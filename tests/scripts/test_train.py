@@ -15,13 +15,15 @@ import gymnasium as gym
 import pytest
 import torch as th
 
-from helpers import POINT_IMAGES, TIME_LIMIT, PointReach, image_policy, tiny_policy
+from helpers import POINT_IMAGES, TIME_LIMIT, PointReach, image_policy, point_demonstrations, tiny_policy
 from programs import train_command
 from zprl_sb3.callbacks import read_rows, save_snapshot
 from zprl_sb3.checkpoint import CONFIG, WEIGHTS, load_policy, save_policy
+from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import train as program
 from zprl_sb3.scripts.common import read_yaml
+from zprl_sb3.wrappers import VecSteering
 
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
 
@@ -70,6 +72,22 @@ def test_evaluations_beside_training_leave_the_same_run(
     states = [SteeringSAC.load(run / "model.zip").policy.state_dict() for run in (output, toy_run)]
     assert all(th.equal(states[0][name], states[1][name]) for name in states[1])
     assert "is trained already" in zprl(*train_command(toy_policy, output))[1]  # how it is watched is not what it is
+
+
+def test_a_run_with_demonstrations_goes_on_and_is_evaluated(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    demos = point_demonstrations(tmp_path / "demos.hdf5", (12,) * 5)
+    output, changes = tmp_path / "run", [f"demonstrations={demos}", f"scale_by={demos}", "algorithm.anneal=45"]
+    changes.append("algorithm.replay_buffer_kwargs.n_steps=2")
+    assert zprl(*train_command(toy_policy, output, *changes, "n_timesteps=40"))[0] == 0
+    reach = SteeringSAC.load(output / "model.zip").policy.actor.reach.item()
+    assert zprl(*train_command(toy_policy, output, *changes))[0] == 0
+    assert_complete(output)
+    model = SteeringSAC.load(output / "model.zip")
+    assert model.policy.actor.reach.item() == 1 > 0.95 > reach
+    assert model.steering_spec is not None
+    assert isinstance(model.steering_spec.scale, tuple)
+    assert zprl("evaluate", str(output), "--episodes", "2")[0] == 0
+    assert zprl(*train_command(toy_policy, output, *changes[1:]))[0] == 1  # without them it would be another run
 
 
 def test_a_finished_run_says_so(toy_run: Path, toy_policy: Path, zprl: Any) -> None:
@@ -453,6 +471,7 @@ def test_the_environments_are_closed_after_an_error(sick_policy: Path, tmp_path:
 
 
 SETTINGS: dict[str, Any] = {
+    "chunk": None,
     "scale": 0.5,
     "sample_latent": True,
     "n_envs": 2,
@@ -464,15 +483,22 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def make_envs(policy: Path, **changes: Any) -> tuple[VecSteering, VecSteering]:
+    """Return the environments to train and to evaluate in."""
+    settings = SETTINGS | changes
+    training = program._make_env(load_policy(policy), policy, settings["scale"], settings)
+    return training, program._make_eval_env(policy, settings["scale"], settings, "cpu")
+
+
 def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None:
-    training, evaluation = program._make_envs(load_policy(toy_policy), toy_policy, SETTINGS)
+    training, evaluation = make_envs(toy_policy)
     samples = [env.steering.sample_latent for env in (training, evaluation)]  # type: ignore[attr-defined]
     assert samples == [True, False]
     assert (training.num_envs, evaluation.num_envs) == (2, 6)
 
 
 def test_processes_that_evaluate_are_no_more_than_those_that_train(toy_policy: Path) -> None:
-    envs = program._make_envs(load_policy(toy_policy), toy_policy, SETTINGS | {"subprocess": True})
+    envs = make_envs(toy_policy, subprocess=True)
     try:
         assert [env.num_envs for env in envs] == [2, 2]
     finally:
@@ -481,26 +507,26 @@ def test_processes_that_evaluate_are_no_more_than_those_that_train(toy_policy: P
 
 
 def test_some_arguments_are_for_training_only(toy_policy: Path) -> None:
-    settings = SETTINGS | {"train_env_kwargs": {"reach": 0.1}}
-    envs = program._make_envs(load_policy(toy_policy), toy_policy, settings)
+    envs = make_envs(toy_policy, train_env_kwargs={"reach": 0.1})
     assert [env.get_attr("reach")[0] for env in envs] == [0.1, 0.3]
 
 
 def test_what_the_policy_sees_is_the_same_in_training(tmp_path: Path) -> None:
-    policy = tiny_policy()
+    policy = tiny_policy(env_id="zprl/Push-v0")
     save_policy(policy, tmp_path / "policy", env_kwargs={"observation": "state"})
-    settings = SETTINGS | {"train_env_kwargs": {"observation": "image"}}
     with pytest.raises(ValueError, match="learned with observation='state' and would see other things with 'image'"):
-        program._make_envs(tiny_policy(env_id="zprl/Push-v0"), tmp_path / "policy", settings)
+        make_envs(tmp_path / "policy", train_env_kwargs={"observation": "image"})
 
 
 def test_images_are_cropped_at_random_in_training_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = image_policy(env_id=POINT_IMAGES)
     save_policy(policy, tmp_path / "policy")
     places: list[Any] = []
-    embed = policy.embed
-    monkeypatch.setattr(policy, "embed", lambda obs, where=None: places.append(where) or embed(obs, where))
-    for env in program._make_envs(policy, tmp_path / "policy", SETTINGS):
+    embed = FlowPolicy.embed
+    monkeypatch.setattr(
+        FlowPolicy, "embed", lambda self, obs, where=None: places.append(where) or embed(self, obs, where)
+    )
+    for env in make_envs(tmp_path / "policy"):
         env.reset()
     training, evaluation = places
     assert training.shape == (2, len(policy.image_keys), 2)

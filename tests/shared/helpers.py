@@ -123,6 +123,28 @@ def image_demonstrations(path: Path, count: int = 6) -> Path:
     return path
 
 
+def point_episode(length: int) -> Episode:
+    """Return an episode of the toy task's shapes that nobody has acted."""
+    rng = np.random.default_rng(length)
+    states = rng.normal(size=(length + 1, 4)).astype(np.float32)
+    return Episode(
+        observations={"state": states[:-1]},
+        next_observations={"state": states[1:]},
+        actions=rng.uniform(-1, 1, (length, 2)),
+        rewards=rng.uniform(0, 1, length),
+        states=np.zeros((length, 0)),
+        seed=length,
+        quality="okay",
+        success=True,
+    )
+
+
+def point_demonstrations(path: Path, lengths: Iterable[int]) -> Path:
+    """Write such episodes."""
+    save_demonstrations(path, map(point_episode, lengths), POINT, {}, "0", {})
+    return path
+
+
 def tiny_policy(
     by_key: bool = False, latent_dim: int | None = 3, seed: int = 0, env_id: str | None = None, **config: Any
 ) -> FlowPolicy:
@@ -180,7 +202,7 @@ def push_policy(**config: Any) -> FlowPolicy:
 def steered_points(
     policy: FlowPolicy | None = None,
     n_envs: int = 2,
-    scale: float = 0.5,
+    scale: float | tuple[float, ...] = 0.5,
     gamma: float = 0.9,
     sample_latent: bool = False,
     **kwargs: Any,

@@ -35,11 +35,23 @@ def parts(steering: LatentSteering) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     return context, *steering.bottleneck.encode(context)
 
 
-@pytest.mark.parametrize("scale", [0, -0.2, float("nan"), float("inf"), "0.2", None])
+@pytest.mark.parametrize("scale", [0, -0.2, float("nan"), float("inf"), "0.2", None, (0.1, 0, 0.1)])
 @pytest.mark.parametrize("kind", [LatentSteering, EmbeddingSteering])
 def test_a_scale_that_is_not_positive_is_refused(kind: type[Steering], scale: Any) -> None:
     with pytest.raises(ValueError, match=r"scale \(λ\) must be a positive number"):
         kind(tiny_policy(), scale)
+
+
+def test_each_dimension_may_have_a_scale_of_its_own() -> None:
+    scales = (0.1, 0.5, 2.0)
+    steering, alike = LatentSteering(tiny_policy(), scales), LatentSteering(tiny_policy(), 1.0)
+    observation = steering.observe(OBS, rngs())
+    moved = {"c": observation["c"], "z": observation["z"] + np.array(scales, np.float32) * DELTA}
+    still = np.zeros_like(DELTA)
+    np.testing.assert_array_equal(steering.act(observation, DELTA, rngs()), alike.act(moved, still, rngs()))
+    assert steering.spec(0.9).scale == scales
+    with pytest.raises(ValueError, match="scale has 2 values of λ, but z has 3 dimensions"):
+        LatentSteering(tiny_policy(), (0.1, 0.2)).spec(0.9)
 
 
 class Half:

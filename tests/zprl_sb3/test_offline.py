@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 import torch as th
 
-from helpers import POINT, contents, image_demonstrations, image_policy, steered_points, tiny_model, tiny_policy
-from zprl_sb3.offline import demonstration_buffer
+from helpers import (
+    POINT,
+    contents,
+    image_demonstrations,
+    image_policy,
+    point_demonstrations,
+    point_episode,
+    steered_points,
+    tiny_model,
+    tiny_policy,
+)
+from zprl_sb3.offline import demonstration_buffer, scale_by_spread
 from zprl_sb3.pretrain.demonstrations import DemonstrationError
-from zprl_sb3.pretrain.recording import Episode, save_demonstrations
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import LatentSteering
 
@@ -21,31 +30,14 @@ GAMMA = 0.9
 LENGTHS = (5, 2, 1)
 
 
-def episode(length: int) -> Episode:
-    rng = np.random.default_rng(length)
-    states = rng.normal(size=(length + 1, 4)).astype(np.float32)
-    return Episode(
-        observations={"state": states[:-1]},
-        next_observations={"state": states[1:]},
-        actions=rng.uniform(-1, 1, (length, 2)),
-        rewards=rng.uniform(0, 1, length),
-        states=np.zeros((length, 0)),
-        seed=length,
-        quality="okay",
-        success=True,
-    )
-
-
 @pytest.fixture
 def demos(tmp_path: Path) -> Path:
-    path = tmp_path / "demos.hdf5"
-    save_demonstrations(path, map(episode, LENGTHS), POINT, {}, "0", {})
-    return path
+    return point_demonstrations(tmp_path / "demos.hdf5", LENGTHS)
 
 
 def by_hand(length: int, first: int, chunk: int = 2) -> list[tuple[Any, Any, float, bool]]:
     """Return (state, next state, reward, whether it is the last) of the chunks of an episode from an env step on."""
-    it = episode(length)
+    it = point_episode(length)
     rows = []
     for start in range(first, length, chunk):
         rewards = it.rewards[start : start + chunk].astype(np.float32)
@@ -122,3 +114,22 @@ def test_a_file_without_rewards_is_named(demos: Path) -> None:
         del file["data/demo_1/rewards"]
     with pytest.raises(DemonstrationError, match=r"demo_1: the key 'rewards' is missing"):
         demonstration_buffer(demos, LatentSteering(tiny_policy(env_id=POINT), 0.5), GAMMA)
+
+
+def test_the_scale_of_each_dimension_is_in_proportion_to_its_spread(demos: Path) -> None:
+    policy = tiny_policy(env_id=POINT)
+    assert policy.bottleneck is not None
+    with th.no_grad():  # a posterior that depends on nothing, with another deviation in each dimension
+        for head, bias in (
+            (policy.bottleneck.mean, np.array([1.0, 2.0, 3.0])),
+            (policy.bottleneck.log_var, np.log(np.square([0.1, 0.2, 0.6]))),
+        ):
+            head.weight.zero_()
+            head.bias.copy_(th.as_tensor(bias))
+    many = point_demonstrations(demos.parent / "many.hdf5", (400,) * 10)
+    scale = scale_by_spread(many, policy, 0.3)
+    assert scale == pytest.approx((0.1, 0.2, 0.6), rel=0.1)
+    assert np.mean(scale) == pytest.approx(0.3)
+    steered_points(policy, scale=scale)
+    with pytest.raises(ValueError, match="has demonstrations of"):
+        scale_by_spread(many, tiny_policy(env_id="zprl/Can-v0"), 0.3)

@@ -34,9 +34,9 @@ def observations(seed: int = 0) -> dict[str, th.Tensor]:
 @pytest.mark.parametrize("n_critics", [2, 5])
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("bounded", [False, True])
-@pytest.mark.parametrize("scale", [0.1, 0.5, 1.7])
+@pytest.mark.parametrize("scale", [0.1, 0.5, (0.2, 1.7, 0.3)])
 def test_q_judges_where_the_policy_acts_from_whichever_step_led_there(
-    n_critics: int, layer_norm: bool, bounded: bool, scale: float
+    n_critics: int, layer_norm: bool, bounded: bool, scale: Any
 ) -> None:
     critic = make_policy(scale=scale, n_critics=n_critics, layer_norm=layer_norm, bounded_critic=bounded).critic
     obs = observations()
