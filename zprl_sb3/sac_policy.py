@@ -14,6 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
+from torch.nn import functional as F
 
 from zprl_sb3.wrappers.steering import Scale
 
@@ -116,24 +117,38 @@ class SteeringCritic(BaseModel):
         :param delta: Δz (B, d)
         :param heads: Indices of the heads to compute
         """
-        inputs = th.cat([obs["c"], obs["z"] + self.scale * delta], dim=1)
+        parts = (obs["c"], obs["z"] + self.scale * delta)
+        inputs = th.cat(parts, dim=1) if self._learns() else parts
         chosen = range(len(self.q_networks)) if heads is None else heads
         networks: list[Any] = [self.q_networks[head] for head in chosen]
-        values = th.stack([_precise_last(network, inputs).squeeze(1) for network in networks])
+        values = th.stack([_value(network, inputs) for network in networks])
         return 0.5 * (values.tanh() + 1) if self.bounded else values
 
+    def _learns(self) -> bool:
+        return th.is_grad_enabled() and any(weight.requires_grad for weight in self.q_networks[0].parameters())
 
-def _precise_last(network: Iterable[nn.Module], inputs: th.Tensor) -> th.Tensor:
-    """Return what a network returns, its last layer in float32 under autocast, too.
+
+def _value(network: Iterable[nn.Module], inputs: th.Tensor | tuple[th.Tensor, th.Tensor]) -> th.Tensor:
+    """Return Q (B,) of one head, its last layer in float32 under autocast, too.
 
     In bfloat16 Q would step by 1/256 between ½ and 1.
+
+    :param inputs: [c, z̃] (B, C + d); or c and z̃ apart, where no gradient for the weights is wanted: then there is none
+        to compute for c either, which would be most of the first layer's, and nothing is copied
     """
-    *hidden, last = network
+    first, *hidden, last = network
+    features = first(inputs) if isinstance(inputs, th.Tensor) else _in_parts(first, *inputs)
     for layer in hidden:
-        inputs = layer(inputs)
-    with th.autocast(inputs.device.type, enabled=False):
-        output: th.Tensor = last(inputs.float())
-    return output
+        features = layer(features)
+    with th.autocast(features.device.type, enabled=False):
+        output: th.Tensor = last(features.float())
+    return output.squeeze(1)
+
+
+def _in_parts(layer: Any, context: th.Tensor, latent: th.Tensor) -> th.Tensor:
+    """Return W [c, z̃] + b."""
+    of_context, of_latent = layer.weight.split([context.shape[1], latent.shape[1]], dim=1)
+    return th.addmm(F.linear(context, of_context, layer.bias), latent, of_latent.t())
 
 
 class SteeringSACPolicy(SACPolicy):
