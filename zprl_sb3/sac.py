@@ -24,7 +24,7 @@ from stable_baselines3.common.type_aliases import (
     RolloutReturn,
     Schedule,
 )
-from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import nn
@@ -227,7 +227,7 @@ class SteeringSAC(SAC):
             if self._n_updates % self.policy_delay == 0:
                 log_prob, actor_losses = self._update_actor(batch)
                 losses.append(actor_losses | self._update_temperature(log_prob))
-                polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+                _follow(self.critic_target, self.critic, self.tau)
         self._log(losses)
 
     def _sample(self, batch_size: int) -> ReplayBufferSamples:
@@ -286,7 +286,7 @@ class SteeringSAC(SAC):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if clipped:
-            nn.utils.clip_grad_norm_(clipped, self.max_grad_norm)
+            nn.utils.clip_grad_norm_(clipped, self.max_grad_norm, foreach=True)
         optimizer.step()
 
     def _set_learning_rates(self) -> None:
@@ -389,6 +389,12 @@ class _Busy(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         self.work()
         return self.venv.step_wait()
+
+
+@th.no_grad()
+def _follow(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """θ̄ ← θ̄ + τ(θ - θ̄), all weights in one call."""
+    th._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
 
 
 @contextmanager
