@@ -8,12 +8,14 @@ processes of their own. Ways that take turns in blocks:
 - overlapped: training, the updates while the environments step (``overlap: true``)
 
 The ideal is the slower of simulator alone and updates alone, as if neither ever waited for the other, on as many cores
-as both want. Rates are medians over the blocks, in env steps of all environments per second of the clock.
+as both want. Where there are fewer, all of them at work all the time is the limit: ``loop_of_cores``. Rates are medians
+over the blocks, in env steps of all environments per second of the clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -96,10 +98,12 @@ class Way:
         settings = load_settings("zprl.yml", env_id, (), observation)
         steering = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
         self.env = make(env_id, observation, steering)
+        self.updates = round(BURST * N_ENVS * utd(settings))
         algorithm = settings["algorithm"] | {
             "buffer_size": 100_000,
             "learning_starts": 0,
             "train_freq": BURST,
+            "gradient_steps": self.updates,
             "overlap": overlap,
         }
         self.model = SteeringSAC("MultiInputPolicy", self.env, seed=0, device="cpu", **algorithm)
@@ -117,9 +121,15 @@ class Way:
 
     def update(self, bursts: int) -> float:
         """Make the updates of as many bursts and nothing else, and return the env steps per second that this allows."""
-        count, start = bursts * BURST * N_ENVS, time.perf_counter()
-        self.model._update(count, self.model.batch_size)
-        return count * CHUNK / (time.perf_counter() - start)
+        start = time.perf_counter()
+        self.model._update(bursts * self.updates, self.model.batch_size)
+        return bursts * BURST * N_ENVS * CHUNK / (time.perf_counter() - start)
+
+
+def utd(settings: dict[str, Any]) -> float:
+    """Return the critic updates per chunk of a task's settings."""
+    steps: int = settings["algorithm"]["gradient_steps"]
+    return 1 if steps == -1 else steps / (settings["algorithm"]["train_freq"] * settings["n_envs"])
 
 
 def make(env_id: str, observation: str, steering: LatentSteering) -> VecSteering:
@@ -159,12 +169,24 @@ def report(name: str, env_id: str, observation: str, blocks: int, bursts: int) -
             env.close()
     found = {way: statistics.median(values) for way, values in rates.items()}
     ideal = min(found["simulator"], found["updates"])
+    limit = min(ideal, limit_of_cores(found["simulator"], found["updates"], len(os.sched_getaffinity(0))))
     case = f"{name}_{observation}"
     return [
         *(f"RESULT loop_{case}_{way} {rate:.1f} steps/s" for way, rate in found.items()),
         f"RESULT loop_ratio_{case}_overlapped {found['overlapped'] / found['sequential']:.2f} x",
         *(f"RESULT loop_of_ideal_{case}_{way} {found[way] / ideal:.2f} x" for way in ("sequential", "overlapped")),
+        f"RESULT loop_of_cores_{case}_overlapped {found['overlapped'] / limit:.2f} x",
     ]
+
+
+def limit_of_cores(simulator: float, updates: float, cores: int) -> float:
+    """Return env steps per second with every core at work: each step takes the simulator's share and the update's.
+
+    :param simulator: Rate of the environments alone, one core for each as far as there are cores
+    :param updates: Rate that updates alone, on one core, allow
+    :param cores: Cores
+    """
+    return cores / (min(N_ENVS, cores) / simulator + 1 / updates)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import gymnasium as gym
@@ -17,7 +18,7 @@ def test_it_ends_with_rates_and_ratios(
     monkeypatch.setattr(module, "BURST", 3)
     assert module.main(["--quick"]) == 0
     found = results(capsys.readouterr().out)
-    assert len(found) == 7
+    assert len(found) == 8
     ways = {way: found[f"loop_box_close_state_{way}"] for way in ("simulator", "updates", "sequential", "overlapped")}
     assert {unit for _, unit in ways.values()} == {"steps/s"}
     rates = {way: rate for way, (rate, _) in ways.items()}
@@ -25,6 +26,22 @@ def test_it_ends_with_rates_and_ratios(
     assert ratio == pytest.approx(rates["overlapped"] / rates["sequential"], abs=0.01)
     share = found["loop_of_ideal_box_close_state_sequential"][0]
     assert share == pytest.approx(rates["sequential"] / min(rates["simulator"], rates["updates"]), abs=0.01)
+    limit = module.limit_of_cores(rates["simulator"], rates["updates"], len(os.sched_getaffinity(0)))
+    share = found["loop_of_cores_box_close_state_overlapped"][0]
+    assert share == pytest.approx(rates["overlapped"] / min(limit, rates["simulator"], rates["updates"]), abs=0.01)
+
+
+def test_cores_that_are_all_at_work_are_the_limit(benchmark_module: Any) -> None:
+    limit_of_cores = benchmark_module("loop").limit_of_cores
+    # A step of each of two environments takes 10 ms of a core, and so does the update for each of these steps.
+    assert limit_of_cores(200.0, 100.0, 2) == pytest.approx(100.0)
+    assert limit_of_cores(100.0, 100.0, 1) == pytest.approx(50.0)
+
+
+def test_the_updates_per_chunk_are_the_task_s(benchmark_module: Any) -> None:
+    utd = benchmark_module("loop").utd
+    assert utd({"n_envs": 4, "algorithm": {"gradient_steps": 8, "train_freq": 1}}) == 2
+    assert utd({"n_envs": 20, "algorithm": {"gradient_steps": -1, "train_freq": 50}}) == 1
 
 
 def test_an_untrained_policy_keeps_robosuites_arm_near_its_first_pose(benchmark_module: Any) -> None:
