@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
@@ -121,34 +121,68 @@ class SteeringCritic(BaseModel):
         inputs = th.cat(parts, dim=1) if self._learns() else parts
         chosen = range(len(self.q_networks)) if heads is None else heads
         networks: list[Any] = [self.q_networks[head] for head in chosen]
-        values = th.stack([_value(network, inputs) for network in networks])
+        # On a CPU core matrices are faster one by one, on a GPU all at once.
+        values = _values_at_once(networks, inputs) if self.device.type == "cuda" else _values(networks, inputs)
         return 0.5 * (values.tanh() + 1) if self.bounded else values
 
     def _learns(self) -> bool:
         return th.is_grad_enabled() and any(weight.requires_grad for weight in self.q_networks[0].parameters())
 
 
-def _value(network: Iterable[nn.Module], inputs: th.Tensor | tuple[th.Tensor, th.Tensor]) -> th.Tensor:
-    """Return Q (B,) of one head, its last layer in float32 under autocast, too.
+Inputs = th.Tensor | tuple[th.Tensor, th.Tensor]
+"""[c, z̃] (B, C + d); or c and z̃ apart, where no gradient for the weights is wanted: then there is none to compute for
+c either, which would be most of the first layer's, and nothing is copied."""
+
+
+def _values(networks: Sequence[Any], inputs: Inputs) -> th.Tensor:
+    """Return Q (n, B) of n heads, each last layer in float32 under autocast, too.
 
     In bfloat16 Q would step by 1/256 between ½ and 1.
-
-    :param inputs: [c, z̃] (B, C + d); or c and z̃ apart, where no gradient for the weights is wanted: then there is none
-        to compute for c either, which would be most of the first layer's, and nothing is copied
     """
-    first, *hidden, last = network
-    features = first(inputs) if isinstance(inputs, th.Tensor) else _in_parts(first, *inputs)
-    for layer in hidden:
-        features = layer(features)
-    with th.autocast(features.device.type, enabled=False):
-        output: th.Tensor = last(features.float())
-    return output.squeeze(1)
+    outputs = []
+    for first, *hidden, last in networks:
+        features = first(inputs) if isinstance(inputs, th.Tensor) else _in_parts(first, *inputs)
+        for layer in hidden:
+            features = layer(features)
+        with th.autocast(features.device.type, enabled=False):
+            outputs.append(last(features.float()).squeeze(1))
+    return th.stack(outputs)
 
 
 def _in_parts(layer: Any, context: th.Tensor, latent: th.Tensor) -> th.Tensor:
     """Return W [c, z̃] + b."""
     of_context, of_latent = layer.weight.split([context.shape[1], latent.shape[1]], dim=1)
     return th.addmm(F.linear(context, of_context, layer.bias), latent, of_latent.t())
+
+
+def _values_at_once(networks: Sequence[Any], inputs: Inputs) -> th.Tensor:
+    """Return what :func:`_values` returns, by products of stacked matrices."""
+    first, *hidden, last = zip(*networks, strict=True)
+    if isinstance(inputs, th.Tensor):
+        features = _product(first, inputs.expand(len(first), *inputs.shape))
+    else:
+        weights, heads = th.stack([layer.weight for layer in first]), len(first)
+        of_context, of_latent = th.split(weights, [part.shape[1] for part in inputs], dim=2)
+        context, latent = (part.expand(heads, *part.shape) for part in inputs)
+        bias = th.stack([layer.bias for layer in first]).unsqueeze(1)
+        features = th.baddbmm(th.baddbmm(bias, context, of_context.mT), latent, of_latent.mT)
+    for layers in hidden:
+        if isinstance(layers[0], nn.Linear):
+            features = _product(layers, features)
+        elif isinstance(layers[0], nn.LayerNorm):
+            scale, shift = (th.stack([getattr(norm, name) for norm in layers]) for name in ("weight", "bias"))
+            normal = F.layer_norm(features, layers[0].normalized_shape, eps=layers[0].eps)
+            features = normal * scale.unsqueeze(1) + shift.unsqueeze(1)
+        else:
+            features = layers[0](features)
+    with th.autocast(features.device.type, enabled=False):
+        return _product(last, features.float()).squeeze(2)
+
+
+def _product(layers: Sequence[nn.Linear], features: th.Tensor) -> th.Tensor:
+    """Return n linear layers' outputs (n, B, out) for n inputs (n, B, in)."""
+    weights, biases = th.stack([layer.weight for layer in layers]), th.stack([layer.bias for layer in layers])
+    return th.baddbmm(biases.unsqueeze(1), features, weights.mT)
 
 
 class SteeringSACPolicy(SACPolicy):

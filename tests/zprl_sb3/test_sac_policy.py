@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
+from zprl_sb3 import sac_policy
 from zprl_sb3.sac_policy import SteeringSACPolicy
 
 CONTEXT, LATENT, BATCH = 7, 3, 64
@@ -56,6 +57,26 @@ def test_q_is_computed_from_the_context_and_the_steered_latent_by_each_head() ->
     inputs = th.cat([obs["c"], obs["z"] + 0.5 * delta], dim=1)
     by_hand = th.stack([0.5 * (th.tanh(network(inputs)[:, 0]) + 1) for network in critic.q_networks])
     th.testing.assert_close(critic(obs, delta), by_hand)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_heads_at_once_are_those_one_by_one(layer_norm: bool, learns: bool) -> None:
+    """As a GPU computes them."""
+    found = []
+    for way in (sac_policy._values, sac_policy._values_at_once):
+        critic = make_policy(n_critics=3, layer_norm=layer_norm).critic
+        for weight in critic.parameters():  # also those that start as ones and zeros
+            weight.data.add_(0.1 * th.rand(weight.shape, generator=th.Generator().manual_seed(1)))
+        obs, delta = observations(), th.rand(BATCH, LATENT, generator=th.Generator().manual_seed(0)).requires_grad_()
+        parts = (obs["c"], obs["z"] + delta)
+        values = way(list(critic.q_networks), th.cat(parts, dim=1) if learns else parts)
+        values.square().mean().backward()  # type: ignore[no-untyped-call]
+        gradients = [weight.grad for weight in critic.q_networks.parameters()] if learns else []
+        found.append((values, delta.grad, *gradients))
+    assert found[0][0].shape == (3, BATCH)
+    for one, other in zip(*found, strict=True):
+        th.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_chosen_heads_are_those_of_the_whole_ensemble() -> None:
