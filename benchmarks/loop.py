@@ -98,12 +98,11 @@ class Way:
         settings = load_settings("zprl.yml", env_id, (), observation)
         steering = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
         self.env = make(env_id, observation, steering)
-        self.updates = round(BURST * N_ENVS * utd(settings))
+        self.updates = BURST * N_ENVS * settings["algorithm"]["utd"]
         algorithm = settings["algorithm"] | {
             "buffer_size": 100_000,
             "learning_starts": 0,
             "train_freq": BURST,
-            "gradient_steps": self.updates,
             "overlap": overlap,
         }
         self.model = SteeringSAC("MultiInputPolicy", self.env, seed=0, device="cpu", **algorithm)
@@ -124,12 +123,6 @@ class Way:
         start = time.perf_counter()
         self.model._update(bursts * self.updates, self.model.batch_size)
         return bursts * BURST * N_ENVS * CHUNK / (time.perf_counter() - start)
-
-
-def utd(settings: dict[str, Any]) -> float:
-    """Return the critic updates per chunk of a task's settings."""
-    steps: int = settings["algorithm"]["gradient_steps"]
-    return 1 if steps == -1 else steps / (settings["algorithm"]["train_freq"] * settings["n_envs"])
 
 
 def make(env_id: str, observation: str, steering: LatentSteering) -> VecSteering:

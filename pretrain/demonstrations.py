@@ -133,11 +133,15 @@ def load_demonstrations(path: str | Path, observation: str | None = None) -> Dem
 def read_rewards(demos: Demonstrations) -> list[NDArray[np.float32]]:
     """Return the rewards (T_k,) of each episode, per env step.
 
-    :raises DemonstrationError: If the file does not hold them
+    :raises DemonstrationError: If the file does not hold them, or one is NaN or infinite
     """
     with opened(demos.path) as file:
         episodes = [member(demos.path, file["data"], name) for name in demos.names]
-        return [np.asarray(member(demos.path, demo, "rewards")[()], np.float32) for demo in episodes]
+        rewards = [np.asarray(member(demos.path, demo, "rewards")[()], np.float32) for demo in episodes]
+    for name, values in zip(demos.names, rewards, strict=True):
+        if not np.isfinite(values).all():
+            raise DemonstrationError(f"{demos.path}, {name}, rewards: NaN or infinite")
+    return rewards
 
 
 @contextmanager

@@ -48,9 +48,9 @@ class Task:
 
 
 def _can_lies(data: Any) -> bool:
-    # No operator picks it up from there; one that is carried may be tilted as far.
+    # In the first bin, from where no operator picks it up. One that is carried, or in the bin for it, may lie.
     can = data.body("Can_main")
-    return bool(abs(can.xmat[8]) < 0.5 and can.xpos[2] < 0.87)
+    return bool(abs(can.xmat[8]) < 0.5 and can.xpos[2] < 0.87 and can.xpos[1] < 0)
 
 
 def _pose(name: str) -> tuple[str, ...]:
@@ -95,7 +95,8 @@ class RobosuiteEnv(SimulatedEnv):
     :param observation: ``"state"`` or ``"image"``
     :param render_mode: ``"rgb_array"`` for upright frames (480, 480, 3), transport (480, 720, 3), or None
     :param render_quality: ``"fast"`` or ``"full"``, see :data:`~zprl_sb3.robot_envs.rendering.QUALITIES`
-    :param terminate_on_failure: End an episode of can once the can has fallen over; meant for training
+    :param terminate_on_failure: End an episode of can once the can has fallen over where it stood; meant for
+        training
     :param cameras: Cameras of the image observation; None for the task's own
     :raises ValueError: If the task, the observation, the render mode, its quality or a camera is unknown
     :raises ImportError: If robosuite is not installed, or another version than 1.5

@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from zprl_sb3.background import BackgroundEvaluation
-from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
+from zprl_sb3.callbacks import MODEL, SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
 from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
 from zprl_sb3.files import atomic_path, readable, recovered
@@ -38,7 +38,7 @@ from zprl_sb3.scripts.common import (
     refuse_other_run,
 )
 from zprl_sb3.settings import NOT_IDENTITY, load_settings
-from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
+from zprl_sb3.wrappers import LatentSteering, SteeringSpec, VecSteering, make_vec_steering
 from zprl_sb3.wrappers.steering import Scale
 
 EVAL_SEED = 50_000  # of the episodes of the learning curve; `zprl evaluate` uses others
@@ -76,11 +76,13 @@ def train(
     if model_path.is_file() and _trained_chunks(model_path) >= settings["n_timesteps"]:
         print(f"{model_path} is trained already; choose another --output to train anew, or a larger n_timesteps")
         return model_path
-    scale = _scale(policy, settings)
+    scale = _scale(policy, settings, recovered(output / "snapshot"))
     with (
+        closing(_evaluation(policy, policy_path, scale, settings)) as evaluation,
         closing(_make_env(policy, policy_path, scale, settings)) as env,
-        closing(_evaluation(policy_path, scale, settings, device)) as evaluation,
     ):
+        if isinstance(evaluation, BackgroundEvaluation):
+            evaluation.wait_ready()
         model, evaluations = _prepare(env, evaluation, output, seed, settings, device)
         _add_demonstrations(model, env, settings)
         record_run(output / "run.yml", run)
@@ -111,9 +113,17 @@ def _check(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
-def _scale(policy: FlowPolicy, settings: dict[str, Any]) -> Scale:
+def _scale(policy: FlowPolicy, settings: dict[str, Any], snapshot: Path) -> Scale:
     scale: float = settings["scale"]
-    return scale if settings["scale_by"] is None else scale_by_spread(settings["scale_by"], policy, scale)
+    if settings["scale_by"] is None:
+        return scale
+    if (snapshot / MODEL).is_file():  # as it was, to the last bit, whatever has become of the demonstrations
+        with readable(snapshot):
+            data, _, _ = load_from_zip_file(snapshot / MODEL, device="cpu")
+            assert data is not None
+            spec: SteeringSpec = data["steering_spec"]
+            return spec.scale
+    return scale_by_spread(settings["scale_by"], policy, scale)
 
 
 def _make_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]) -> VecSteering:
@@ -127,9 +137,8 @@ def _make_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, setting
     )
 
 
-def _make_eval_env(policy_path: str | Path, scale: Scale, settings: dict[str, Any], device: str) -> VecSteering:
-    """Return the environments to evaluate in, with a policy of their own: they may be in another process."""
-    policy = load_policy(policy_path, settings["chunk"], device_of(device))
+def _make_eval_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]) -> VecSteering:
+    """Return the environments to evaluate in."""
     assert policy.env_id is not None
     kwargs, subprocess = make_arguments(policy_path, settings["env_kwargs"]), settings["subprocess"]
     # In processes of their own each takes memory: no more of them than there are to train in.
@@ -140,11 +149,17 @@ def _make_eval_env(policy_path: str | Path, scale: Scale, settings: dict[str, An
     )
 
 
+def _make_eval_env_beside(policy_path: str | Path, scale: Scale, settings: dict[str, Any], device: str) -> VecSteering:
+    """Return the same in another process, with a policy of its own."""
+    return _make_eval_env(load_policy(policy_path, settings["chunk"], device), policy_path, scale, settings)
+
+
 def _evaluation(
-    policy_path: str | Path, scale: Scale, settings: dict[str, Any], device: str
+    policy: FlowPolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]
 ) -> VecSteering | BackgroundEvaluation:
-    make = partial(_make_eval_env, policy_path, scale, settings, device)
-    return BackgroundEvaluation(make) if settings["eval_beside"] else make()
+    if not settings["eval_beside"]:
+        return _make_eval_env(policy, policy_path, scale, settings)
+    return BackgroundEvaluation(partial(_make_eval_env_beside, policy_path, scale, settings, str(policy.device)))
 
 
 def _prepare(
@@ -176,8 +191,11 @@ def _prepare(
 def _add_demonstrations(model: SteeringSAC, env: VecSteering, settings: dict[str, Any]) -> None:
     if settings["demonstrations"] is not None:
         kwargs = settings["algorithm"]["replay_buffer_kwargs"]
-        model.demonstrations = demonstration_buffer(
-            settings["demonstrations"], env.steering, settings["gamma"], model.device, **kwargs
+        sparse = model.critic.bounded
+        model.learn_from(
+            demonstration_buffer(
+                settings["demonstrations"], env.steering, settings["gamma"], sparse, model.device, **kwargs
+            )
         )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import multiprocessing
 import signal
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import cloudpickle
@@ -23,7 +23,9 @@ from zprl_sb3.wrappers import VecSteering
 class BackgroundEvaluation:
     """Evaluates one policy after another on the same seeded episodes, while this process does something else.
 
-    The process has a simulator and a base policy of its own, which costs their memory, and computes on one core.
+    The process has simulators and a base policy of its own, which costs their memory; torch computes there on one core.
+    It runs the main script anew, under another name than ``__main__``: what that does must stand under
+    ``if __name__ == "__main__":``.
 
     :param make_env: Makes the steered environments, with ``seeded_episodes=True``; called in the process
     """
@@ -35,9 +37,20 @@ class BackgroundEvaluation:
         self._process = context.Process(target=_work, args=(other, cloudpickle.dumps(make_env)), daemon=False)
         self._process.start()
         other.close()
+        self._ready = False
         self._under_way: list[dict[str, Any]] = []
-        # At the exit, too: Python would wait there for the process, and the process for more to do.
-        self.close = weakref.finalize(self, _end, self._remote, self._process)
+        # Also when it is forgotten, and at Python's exit, before that waits for the process, and the process for work.
+        self.close = Finalize(self, _end, (self._remote, self._process), exitpriority=10)
+
+    def wait_ready(self) -> None:
+        """Wait until the environments are made, as :meth:`submit` does, to know it earlier.
+
+        :raises ChildProcessError: If they cannot be made
+        """
+        if not self._ready:
+            with _process_alive():
+                self._remote.recv()
+            self._ready = True
 
     def submit(self, policy: BasePolicy, seed: int, episodes: int, labels: Mapping[str, Any]) -> None:
         """Have a policy evaluated as it is now.
@@ -48,6 +61,7 @@ class BackgroundEvaluation:
         :param labels: What its row begins with
         :raises ChildProcessError: If the process has ended
         """
+        self.wait_ready()
         file = io.BytesIO()
         policy.save(file)  # type: ignore[arg-type]
         with _process_alive():
@@ -78,23 +92,31 @@ def _process_alive() -> Iterator[None]:
 
 def _end(remote: Connection, process: BaseProcess) -> None:
     remote.close()
-    process.terminate()
+    process.kill()  # it is deaf to the others
     process.join()
 
 
 def _work(remote: Connection, make_env: bytes) -> None:
     """What the process does: policies come in through the pipe, rows go out."""
-    # Ctrl-C reaches every process of the terminal, but what then becomes of a run is for the main one to say.
+    # Ctrl-C reaches every process of the terminal, a scheduler's SIGTERM perhaps every one of the job, but what then
+    # becomes of a run is for the main process to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     th.set_num_threads(1)  # the others are the training's
     env: VecSteering = cloudpickle.loads(make_env)()
     try:
+        _answer(remote, "ready")
         while (sent := _receive(remote)) is not None:
             kind, file, seed, episodes = cloudpickle.loads(sent)
             policy = kind.load(io.BytesIO(file), env.steering.policy.device)
-            remote.send(evaluation_row(policy, env, seed, episodes))
+            _answer(remote, evaluation_row(policy, env, seed, episodes))
     finally:
         env.close()
+
+
+def _answer(remote: Connection, what: Any) -> None:
+    with suppress(ConnectionError):  # told at the next look for work
+        remote.send(what)
 
 
 def _receive(remote: Connection) -> bytes | None:

@@ -98,6 +98,8 @@ class SteeringEvalCallback(BaseCallback):
                 self._note(row)
 
     def _note(self, row: dict[str, Any]) -> None:
+        if row["chunks"] < self.model.num_timesteps:  # what others have recorded since is not of then
+            self.logger.dump(self.model.num_timesteps)
         for name, value in row.items():
             self.logger.record(f"{'steering' if name in STEERING_COLUMNS else 'eval'}/{name}", value)
         # At once, as SB3's own callback does: after the last evaluation nothing else would write them.

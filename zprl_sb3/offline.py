@@ -11,17 +11,30 @@ import torch as th
 from numpy.typing import NDArray
 
 from zprl_sb3.policy import SteerablePolicy, image_keys
-from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations, read_rewards
+from zprl_sb3.pretrain.demonstrations import (
+    OBJECT,
+    DemonstrationError,
+    Demonstrations,
+    load_demonstrations,
+    read_rewards,
+)
+from zprl_sb3.pretrain.recording import read_collection
 from zprl_sb3.pretrain.windows import cut_windows
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.wrappers import LatentSteering, Steering
+from zprl_sb3.wrappers.chunking import check_rendering
 
 BATCH = 512  # observations that are embedded at once
 Arrays = dict[str, NDArray[np.float32]]
 
 
 def demonstration_buffer(
-    path: str | Path, steering: Steering, gamma: float, device: th.device | str = "cpu", **kwargs: Any
+    path: str | Path,
+    steering: Steering,
+    gamma: float,
+    sparse: bool = True,
+    device: th.device | str = "cpu",
+    **kwargs: Any,
 ) -> SteeringReplayBuffer:
     """Return a replay buffer full of a file's demonstrations, cut into chunks from each of their first h env steps.
 
@@ -31,14 +44,21 @@ def demonstration_buffer(
     :param path: Demonstrations of the steering's task
     :param steering: What is steered
     :param gamma: Discount per env step
+    :param sparse: The environment ends with its first reward: what a file holds beyond that is left out
     :param device: Where the transitions shall be
     :param kwargs: ``n_steps`` and ``context_dtype`` of the replay buffer, which must be those of the other one
-    :raises DemonstrationError: If the file cannot be used, or lacks rewards
-    :raises ValueError: If it is of another task
+    :raises DemonstrationError: If the file cannot be used, lacks rewards or what the policy sees, or was converted from
+        another project's, whose rewards are sparse, and the environment's are not
+    :raises ValueError: If it is of another task, or drawn in another quality
     """
     policy, demos = steering.policy, _load(path, steering.policy)
+    if not sparse and "converted" in read_collection(path):
+        raise DemonstrationError(f"{path}: converted from another project's data, it does not hold the dense rewards")
     observations, rewards = _embedded(demos, steering), read_rewards(demos)
-    chains = list(_chains([len(reward) for reward in rewards], policy.chunk))
+    starts = np.cumsum([0, *map(len, rewards[:-1])]).tolist()
+    lengths = [_first_success(reward) if sparse else len(reward) for reward in rewards]
+    whole = zip(starts, lengths, strict=True)
+    chains = [chain for start, length in whole for chain in _chains(start, length, policy.chunk)]
     buffer = SteeringReplayBuffer(
         sum(map(len, chains)) + len(chains),  # each chain's last observation takes a row more
         steering.observation_space,
@@ -48,16 +68,22 @@ def demonstration_buffer(
         handle_timeout_termination=False,
         **kwargs,
     )
-    reward, still = np.concatenate(rewards), np.zeros((1, steering.anchor_dim), np.float32)
+    reward = np.concatenate(rewards)
     for chain in chains:
-        for rows, following in zip(chain, [*chain[1:], None], strict=True):
-            chunk = reward[rows.start : rows.stop] @ gamma ** np.arange(len(rows))
-            after = rows[-1] if following is None else following.start
-            here, there = (
-                {key: values[row][None] for key, values in observations.items()} for row in (rows.start, after)
-            )
-            buffer.add(here, there, still, np.array([chunk], np.float32), np.array([following is None]), [{}])
+        _add(buffer, chain, observations, reward, gamma)
     return buffer
+
+
+def _add(
+    buffer: SteeringReplayBuffer, chain: list[range], observations: Arrays, reward: NDArray[np.float32], gamma: float
+) -> None:
+    """Add the chunks of an episode, given by the env steps of each."""
+    still = np.zeros((1, observations["z"].shape[1]), np.float32)
+    for rows, following in zip(chain, [*chain[1:], None], strict=True):
+        chunk = reward[rows.start : rows.stop] @ gamma ** np.arange(len(rows))
+        after = rows[-1] if following is None else following.start
+        here, there = ({key: values[row][None] for key, values in observations.items()} for row in (rows.start, after))
+        buffer.add(here, there, still, np.array([chunk], np.float32), np.array([following is None]), [{}])
 
 
 def scale_by_spread(path: str | Path, policy: SteerablePolicy, scale: float) -> tuple[float, ...]:
@@ -75,20 +101,30 @@ def scale_by_spread(path: str | Path, policy: SteerablePolicy, scale: float) -> 
 
 
 def _load(path: str | Path, policy: SteerablePolicy) -> Demonstrations:
-    demos = load_demonstrations(path, "image" if image_keys(policy.observation_shapes) else None)
+    """Return the demonstrations with what the policy sees."""
+    shapes = policy.observation_shapes
+    kind = "image" if image_keys(shapes) else "state" if OBJECT in shapes else None
+    demos = load_demonstrations(path, kind)
     if policy.env_id is not None and demos.env_id != policy.env_id:
         raise ValueError(f"{path} has demonstrations of {demos.env_id}, the policy is for {policy.env_id}")
+    check_rendering(demos.env_kwargs.get("render_quality") if kind == "image" else None, policy)
+    found = {key: episodes[0].shape[1:] for key, episodes in demos.observations.items()}
+    for key, shape in shapes.items():
+        if found.get(key) != tuple(shape):
+            raise DemonstrationError(f"{path}: the policy sees {key!r} of shape {tuple(shape)}, the file has {found}")
     return demos
 
 
-def _chains(lengths: list[int], chunk: int) -> Iterator[list[range]]:
-    """Return the env steps of each chunk, for each episode and each of its first env steps to start from."""
-    start = 0
-    for length in lengths:
-        end = start + length
-        for first in range(start, min(start + chunk, end)):
-            yield [range(row, min(row + chunk, end)) for row in range(first, end, chunk)]
-        start = end
+def _first_success(reward: NDArray[np.float32]) -> int:
+    """Return the length of an episode that ends with its first reward."""
+    return int(np.argmax(reward > 0)) + 1 if (reward > 0).any() else len(reward)
+
+
+def _chains(start: int, length: int, chunk: int) -> Iterator[list[range]]:
+    """Return the env steps of each chunk of an episode, for each of its first env steps to begin at."""
+    end = start + length
+    for first in range(start, min(start + chunk, end)):
+        yield [range(row, min(row + chunk, end)) for row in range(first, end, chunk)]
 
 
 def _embedded(demos: Demonstrations, steering: Steering) -> Arrays:

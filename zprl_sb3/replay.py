@@ -114,6 +114,10 @@ class SteeringReplayBuffer(ReplayBuffer):
         """Return how many transitions are in it."""
         return self._count - self._oldest
 
+    def chunk_rewards(self) -> Array:
+        """Return the rewards of the chunks that are in it, oldest first."""
+        return _ordered(self._tables["reward"], self._oldest, self._count, self.buffer_size)
+
     def reset(self) -> None:
         """Forget everything."""
         super().reset()

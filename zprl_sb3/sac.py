@@ -61,7 +61,8 @@ class SteeringSAC(SAC):
     :param tau: Of the target critics
     :param gamma: Per env step; None takes the wrapper's, another value than the wrapper's is an error
     :param train_freq: Chunks per environment between bursts of updates
-    :param gradient_steps: Critic updates per burst; -1 for one per collected chunk (UTD 1)
+    :param gradient_steps: Critic updates per burst; -1 for ``utd`` per collected chunk
+    :param utd: Critic updates per collected chunk
     :param policy_delay: Critic updates per update of actor, temperature and target
     :param max_grad_norm: Clip of the gradient norm, actor and critics separately
     :param ent_coef: Temperature, ``"auto_0.01"`` learns it from 0.01
@@ -77,8 +78,8 @@ class SteeringSAC(SAC):
         :class:`~zprl_sb3.replay.SteeringReplayBuffer`. Its handling of time-outs and its discount follow the above
     :param policy_kwargs: n_critics, layer_norm, bounded_critic, ...: :class:`~zprl_sb3.sac_policy.SteeringSACPolicy`
     :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size, ...
-    :raises ValueError: If the environment is not steered, gamma or λ differ, or a reward is outside [0, 1] while the
-        critics are bounded
+    :raises ValueError: If the environment is not steered, gamma or λ differ, ``utd`` is below 1 or ``anneal`` below 0,
+        or a reward is outside [0, 1] while the critics are bounded
     :raises TypeError: For an argument of SB3's SAC that would have no effect here, as ``target_update_interval``
     """
 
@@ -87,8 +88,7 @@ class SteeringSAC(SAC):
     critic: SteeringCritic  # type: ignore[assignment]
     critic_target: SteeringCritic  # type: ignore[assignment]
     demonstrations: SteeringReplayBuffer | None = None
-    """Half of every batch comes from here, see :func:`~zprl_sb3.offline.demonstration_buffer`. Not saved with the
-    model: one that is loaded is to be given it again."""
+    """See :meth:`learn_from`."""
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class SteeringSAC(SAC):
         gamma: float | None = None,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = -1,
+        utd: int = 1,
         policy_delay: int = 2,
         max_grad_norm: float = 50.0,
         ent_coef: str | float = "auto_0.01",
@@ -119,7 +120,9 @@ class SteeringSAC(SAC):
     ) -> None:
         if refused := sorted(kwargs.keys() & set(NOT_SUPPORTED)):
             raise TypeError(f"SteeringSAC does not support these arguments of SAC: {', '.join(refused)}")
-        self.qf_learning_rate = qf_learning_rate
+        if utd < 1 or anneal < 0:
+            raise ValueError(f"utd is at least 1 and anneal at least 0, not {utd} and {anneal}")
+        self.qf_learning_rate, self.utd = qf_learning_rate, utd
         self.policy_delay = policy_delay
         self.max_grad_norm = max_grad_norm
         self.overlap, self.autocast = overlap, autocast
@@ -163,6 +166,8 @@ class SteeringSAC(SAC):
         super()._setup_model()
         if self.steering_spec is not None:
             self.policy.set_scale(self.steering_spec.scale)
+        if self.anneal:
+            self.policy.set_reach(FIRST_REACH)
 
     def _adopt(self, env: VecEnv) -> None:
         """Take λ and gamma from the environment, or check that it has those of this model."""
@@ -180,6 +185,20 @@ class SteeringSAC(SAC):
             )
         self.steering_spec, self.gamma = spec, spec.gamma
 
+    def learn_from(self, demonstrations: SteeringReplayBuffer) -> None:
+        """Draw half of every batch from demonstrations. A model is saved without them: give them to a loaded one.
+
+        :param demonstrations: Of :func:`~zprl_sb3.offline.demonstration_buffer`
+        :raises ValueError: If they are made otherwise than this model's replay buffer, or a reward is outside [0, 1]
+            while the critics are bounded
+        """
+        for name in ("n_steps", "gamma", "device"):
+            theirs, mine = getattr(demonstrations, name), getattr(self.replay_buffer, name, None)
+            if theirs != mine:
+                raise ValueError(f"The demonstrations have {name} {theirs}, the model's replay buffer has {mine}")
+        self._check_rewards(demonstrations.chunk_rewards())
+        self.demonstrations = demonstrations
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "demonstrations"]
 
@@ -196,6 +215,8 @@ class SteeringSAC(SAC):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Update from the replay buffer, or promise to during the next rollout; a gradient step is a critic update."""
+        if self.gradient_steps < 0:  # SB3 gives the collected chunks
+            gradient_steps *= self.utd
         if self.overlap:
             self._owed += gradient_steps
         else:
@@ -322,12 +343,15 @@ class SteeringSAC(SAC):
     def _store_transition(
         self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: NDArray[np.float32], *rest: Any
     ) -> None:
+        self._check_rewards(reward)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, *rest)
+
+    def _check_rewards(self, reward: NDArray[np.float32]) -> None:
         if self.critic.bounded and (reward.min() < 0 or reward.max() > 1):
             raise ValueError(
                 f"The rewards of these chunks reach from {reward.min():g} to {reward.max():g}, bounded critics know "
                 "returns from 0 to 1 only: for other rewards give policy_kwargs={'bounded_critic': False}"
             )
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, *rest)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
         super()._update_info_buffer(infos, dones)

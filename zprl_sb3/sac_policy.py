@@ -56,6 +56,10 @@ class SteeringActor(Actor):
         delta, log_prob = super().action_log_prob(obs)
         return self.reach * delta, log_prob
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}reach", th.ones(()))  # a model from before there was one
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"log_std_bounds": self.log_std_bounds}
 
@@ -122,7 +126,8 @@ class SteeringCritic(BaseModel):
         chosen = range(len(self.q_networks)) if heads is None else heads
         networks: list[Any] = [self.q_networks[head] for head in chosen]
         # On a CPU core matrices are faster one by one, on a GPU all at once.
-        values = _values_at_once(networks, inputs) if self.device.type == "cuda" else _values(networks, inputs)
+        at_once = self.device.type == "cuda" and all(_can_be_stacked(layer) for layer in networks[0])
+        values = _values_at_once(networks, inputs) if at_once else _values(networks, inputs)
         return 0.5 * (values.tanh() + 1) if self.bounded else values
 
     def _learns(self) -> bool:
@@ -177,6 +182,10 @@ def _values_at_once(networks: Sequence[Any], inputs: Inputs) -> th.Tensor:
             features = layers[0](features)
     with th.autocast(features.device.type, enabled=False):
         return _product(last, features.float()).squeeze(2)
+
+
+def _can_be_stacked(layer: nn.Module) -> bool:
+    return isinstance(layer, (nn.Linear, nn.LayerNorm)) or not any(True for _ in layer.parameters())
 
 
 def _product(layers: Sequence[nn.Linear], features: th.Tensor) -> th.Tensor:

@@ -38,12 +38,6 @@ def test_cores_that_are_all_at_work_are_the_limit(benchmark_module: Any) -> None
     assert limit_of_cores(100.0, 100.0, 1) == pytest.approx(50.0)
 
 
-def test_the_updates_per_chunk_are_the_task_s(benchmark_module: Any) -> None:
-    utd = benchmark_module("loop").utd
-    assert utd({"n_envs": 4, "algorithm": {"gradient_steps": 8, "train_freq": 1}}) == 2
-    assert utd({"n_envs": 20, "algorithm": {"gradient_steps": -1, "train_freq": 50}}) == 1
-
-
 def test_an_untrained_policy_keeps_robosuites_arm_near_its_first_pose(benchmark_module: Any) -> None:
     pytest.importorskip("robosuite")
     module = benchmark_module("loop")

@@ -95,15 +95,15 @@ def test_seeds_give_distinct_layouts_and_resets_go_on_from_the_last_seed():
     simulated.check_layouts(make("zprl/Can-v0"), seeds=20)
 
 
-@pytest.mark.parametrize(("height", "lies"), [(0.844, True), (1.0, False)])
-def test_a_can_that_lies_ends_an_episode_only_where_asked_for(height, lies):
+@pytest.mark.parametrize(("y", "height", "lies"), [(-0.25, 0.844, True), (-0.25, 1.0, False), (0.2, 0.844, False)])
+def test_a_can_that_lies_where_it_stood_ends_an_episode_only_where_asked_for(y, height, lies):
     for asked in (False, True):
         env = make("zprl/Can-v0", terminate_on_failure=asked)
         env.reset(seed=0)
         action = hold(env)
         assert env.step(action)[2] is False
         pose = env.unwrapped.data.joint("Can_joint0").qpos
-        pose[2:] = [height, np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0]
+        pose[1:] = [y, height, np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0]
         _, reward, terminated, truncated, info = env.step(action)
         assert (reward, terminated, truncated) == (0.0, asked and lies, False)
         assert info["is_success"] is False

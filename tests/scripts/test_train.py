@@ -486,8 +486,8 @@ SETTINGS: dict[str, Any] = {
 def make_envs(policy: Path, **changes: Any) -> tuple[VecSteering, VecSteering]:
     """Return the environments to train and to evaluate in."""
     settings = SETTINGS | changes
-    training = program._make_env(load_policy(policy), policy, settings["scale"], settings)
-    return training, program._make_eval_env(policy, settings["scale"], settings, "cpu")
+    arguments = (load_policy(policy), policy, settings["scale"], settings)
+    return program._make_env(*arguments), program._make_eval_env(*arguments)
 
 
 def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
 
 from helpers import everything, same, steered_points, tiny_model
 from zprl_sb3.background import BackgroundEvaluation
@@ -91,6 +93,14 @@ def test_an_environment_that_cannot_be_made_is_an_error(capfd: pytest.CaptureFix
     evaluation.close()
 
 
+def test_signals_are_for_the_main_process_to_answer(background: BackgroundEvaluation) -> None:
+    background.wait_ready()
+    assert background._process.pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(background._process.pid, number)
+    assert len(evaluate_once(background)) == 1
+
+
 def test_close_ends_the_process_in_the_middle_of_an_evaluation(background: BackgroundEvaluation) -> None:
     background.submit(tiny_model().policy, SEED, 1000 * EPISODES, {})
     background.close()
@@ -99,6 +109,10 @@ def test_close_ends_the_process_in_the_middle_of_an_evaluation(background: Backg
 
 FORGETFUL = """
 import sys
+import tempfile
+
+folder = tempfile.TemporaryDirectory()  # Its finalizer makes weakref's run later than multiprocessing's.
+
 from functools import partial
 from helpers import steered_points
 from zprl_sb3.background import BackgroundEvaluation
@@ -109,6 +123,22 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         sys.stdin.read()
 """
+
+
+def test_a_row_that_comes_late_is_logged_under_its_own_step(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    late = callback(MAKE(), tmp_path / "evaluations.csv")
+    note, rows = late._note, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(late, "_note", rows.append)
+        patch.setattr(late, "_fetch", lambda wait=False: [note(rows.pop(0)) for _ in (rows if wait else rows[:-1])[:]])
+        model.learn(50, late, log_interval=1)
+    logged = pd.read_csv(tmp_path / "progress.csv")
+    of_rows = logged.dropna(subset="eval/chunks")
+    assert of_rows["eval/chunks"].tolist() == [0, 20, 40, 50]
+    assert of_rows["train/n_updates"].isna()[:-1].all()  # those belong to later steps
+    assert logged["train/n_updates"].dropna().is_monotonic_increasing
 
 
 @pytest.fixture

@@ -309,6 +309,13 @@ def test_the_target_follows_the_critics_by_tau() -> None:
         th.testing.assert_close(target.detach(), 0.75 * old + 0.25 * weight.detach())
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_utd_is_the_updates_per_chunk(overlap: bool) -> None:
+    model = tiny_model(utd=3, train_freq=5, overlap=overlap).learn(40)  # 10 of them for the warm-up
+    assert model._n_updates == 3 * 30
+    assert tiny_model(utd=3, gradient_steps=2, train_freq=5).learn(40)._n_updates == 2 * 3
+
+
 def test_one_update_per_chunk_by_default() -> None:
     assert trained(steps=60, learning_starts=20)._n_updates == 60 - 20
     assert trained(steps=60, learning_starts=20, train_freq=5, gradient_steps=3)._n_updates == 3 * 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import ConvertCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
@@ -19,6 +19,7 @@ from helpers import (
     POINT,
     POINT_DICT,
     TIME_LIMIT,
+    contents,
     everything,
     same,
     same_contents,
@@ -251,6 +252,35 @@ def test_the_replay_buffer_is_saved_and_loaded(tmp_path: Path) -> None:
     other.learn(20)
     assert other.replay_buffer.size() == 80
     assert other._n_updates == 10
+
+
+def test_a_model_from_before_there_was_a_reach_has_all_of_it(tmp_path: Path) -> None:
+    model = tiny_model()
+    state = model.policy.state_dict()
+    del state["actor.reach"]
+    model.policy.set_reach(0.5)
+    model.policy.load_state_dict(state)
+    assert model.policy.actor.reach == 1
+
+
+@pytest.mark.parametrize("argument", [{"utd": 0}, {"anneal": -1}])
+def test_counts_below_their_least_are_refused(argument: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="utd is at least 1 and anneal at least 0"):
+        tiny_model(**argument)
+
+
+def test_the_reach_rises_from_a_tenth_after_the_warm_up() -> None:
+    model = tiny_model(anneal=40)  # 10 chunks of warm-up
+    reach = [model.policy.actor.reach.item()]
+    note = ConvertCallback(lambda *_: bool(reach.append(model.policy.actor.reach.item())) or True)
+    model.learn(60, note)
+    assert reach[0] == pytest.approx(0.1)
+    assert reach[:6] == [reach[0]] * 6
+    assert np.diff(reach[6:26]) == pytest.approx([0.9 * 2 / 40] * 19, abs=1e-5)
+    assert reach[-1] == 1
+    assert model.replay_buffer is not None
+    stored = contents(model.replay_buffer).actions.abs().amax(dim=1)  # type: ignore[arg-type]
+    assert (stored[10:30] <= 0.1 + 0.9 * 20 / 40).all()
 
 
 DIFFERENT: dict[str, tuple[Callable[[], VecSteering], str]] = {
