@@ -117,7 +117,8 @@ def evaluate_run(
     with readable(run / "model.zip"):
         model = SteeringSAC.load(run / "model.zip", device=device)
     assert model.steering_spec is not None
-    steering = LatentSteering(policy, model.steering_spec.scale, noise=noise)
+    scale = settings["scale"] if settings.get("scale_by") is None else model.steering_spec.scale
+    steering = LatentSteering(policy, scale, noise=noise)
     model.steering_spec.require_same(steering.spec(settings["gamma"]))
     recorder = Recorder(model, episodes)
     result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos, subprocess)
