@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer blocks: less than 50 seconds")
-    blocks = 4 if parser.parse_args(argv).quick else 30
+    blocks = 3 if parser.parse_args(argv).quick else 30
     th.set_num_threads(1)
     results = [line for n_critics, updates in UPDATES.items() for line in report(n_critics, updates, blocks)]
     print("\n".join(results))
