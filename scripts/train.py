@@ -99,9 +99,13 @@ def train(
 
 def _trained_chunks(model_path: Path) -> int:
     with readable(model_path):
-        data, _, _ = load_from_zip_file(model_path, device="cpu")
-        assert data is not None
-        return int(data["num_timesteps"])
+        return int(_saved_data(model_path)["num_timesteps"])
+
+
+def _saved_data(model_path: Path) -> dict[str, Any]:
+    data, _, _ = load_from_zip_file(model_path, device="cpu")
+    assert data is not None
+    return data
 
 
 def _check(settings: dict[str, Any]) -> None:
@@ -119,9 +123,7 @@ def _scale(policy: FlowPolicy, settings: dict[str, Any], snapshot: Path) -> Scal
         return scale
     if (snapshot / MODEL).is_file():  # as it was, to the last bit, whatever has become of the demonstrations
         with readable(snapshot):
-            data, _, _ = load_from_zip_file(snapshot / MODEL, device="cpu")
-            assert data is not None
-            spec: SteeringSpec = data["steering_spec"]
+            spec: SteeringSpec = _saved_data(snapshot / MODEL)["steering_spec"]
             return spec.scale
     return scale_by_spread(settings["scale_by"], policy, scale)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import cloudpickle
@@ -14,6 +15,19 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from zprl_sb3.wrappers.worker import work
 
 PATIENCE = 10.0  # seconds that processes may take to end
+
+
+@contextmanager
+def process_alive(of: str) -> Iterator[None]:
+    """Say what a closed pipe means, which is all that is noticed of an error in a process.
+
+    :param of: Whose process
+    :raises ChildProcessError: If it has ended
+    """
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise ChildProcessError(f"The process of {of} has ended; its own error stands above") from error
 
 
 class ProcessVecEnv(SubprocVecEnv):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from zprl_sb3.policy import PolicyInterface
 from zprl_sb3.robot_envs import check_kwargs
 from zprl_sb3.wrappers.chunking import QUALITY, Interface, by_key, check_chunking, check_fit, check_rendering, chunked
-from zprl_sb3.wrappers.process_vec_env import ProcessVecEnv
+from zprl_sb3.wrappers.process_vec_env import ProcessVecEnv, process_alive
 from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
 from zprl_sb3.wrappers.steering import Array, Steering, SteeringSpec, episode_rng
 
@@ -49,7 +48,7 @@ class VecSteering(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         """Reset all environments; returns {"c": (n, C), "z": (n, d)}."""
-        with _processes_alive():
+        with process_alive("an environment"):
             obs = self.venv.reset()
         for index, (info, seed) in enumerate(zip(self.venv.reset_infos, self._pending_seeds, strict=True)):
             self._reseed(index, info.get("episode_seed", seed))
@@ -65,7 +64,7 @@ class VecSteering(VecEnvWrapper):
         if not self._observation:
             raise gym.error.ResetNeeded("There is no z to steer yet: call reset() before step()")
         chunks = self.steering.act(self._observation, actions, self._rngs)
-        with _processes_alive():
+        with process_alive("an environment"):
             self.venv.step_async(chunks)
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -74,7 +73,7 @@ class VecSteering(VecEnvWrapper):
         :raises SimulationError: If an observation or a reward is NaN or infinite
         :raises ChildProcessError: If that, or any other error, happened in a process of its own
         """
-        with _processes_alive():
+        with process_alive("an environment"):
             obs, rewards, dones, infos = self.venv.step_wait()
         ended = np.flatnonzero(dones)
         # Final observations come first: they draw from their own episode's generators before these are reseeded.
@@ -125,15 +124,6 @@ def _check(venv: VecEnv, policy: PolicyInterface, gamma: float) -> None:
         check_rendering(quality, policy)
 
 
-@contextmanager
-def _processes_alive() -> Iterator[None]:
-    # All that SB3 notices of an error in an environment's process is the closed pipe.
-    try:
-        yield
-    except (EOFError, ConnectionError) as error:
-        raise ChildProcessError("The process of an environment has ended; its own error stands above") from error
-
-
 def make_vec_steering(
     env_id: str,
     steering: Steering,
@@ -166,7 +156,7 @@ def make_vec_steering(
         env = SeededEpisodes(env, n_envs) if seeded_episodes else env
         return chunked(env, policy, gamma)
 
-    with _processes_alive():
+    with process_alive("an environment"):
         venv = ProcessVecEnv([make] * n_envs) if subprocess else DummyVecEnv([make] * n_envs)
     return VecSteering(venv, steering, gamma)
 

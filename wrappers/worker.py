@@ -35,22 +35,25 @@ def work(remote: Connection, pickled: bytes) -> None:
         "is_wrapped": lambda wrapper: any(isinstance(layer, wrapper) for layer in layers(env)),
     }
     try:
-        while (command := _receive(remote)) is not None:
+        while (command := receive(remote)) is not None:
             name, data = command
-            answer = commands[name](data)
-            with suppress(ConnectionError):  # told at the next look for a command
-                remote.send(answer)
+            answer(remote, commands[name](data))
     finally:
         env.close()
 
 
-def _receive(remote: Connection) -> tuple[str, Any] | None:
-    """Return a command, or None when the other end is closed."""
+def receive(remote: Connection) -> Any:
+    """Return what comes through a pipe, or None when the other end is closed."""
     try:
-        command: tuple[str, Any] = remote.recv()
+        return remote.recv()
     except (EOFError, ConnectionError):
         return None
-    return command
+
+
+def answer(remote: Connection, what: Any) -> None:
+    """Send something, unless the other end is closed, which :func:`receive` will tell."""
+    with suppress(ConnectionError):
+        remote.send(what)
 
 
 def _step(env: gym.Env[Any, Any], action: Any) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -18,6 +17,8 @@ from stable_baselines3.common.policies import BasePolicy
 
 from zprl_sb3.diagnostics import evaluation_row
 from zprl_sb3.wrappers import VecSteering
+from zprl_sb3.wrappers.process_vec_env import process_alive
+from zprl_sb3.wrappers.worker import answer, receive
 
 
 class BackgroundEvaluation:
@@ -48,7 +49,7 @@ class BackgroundEvaluation:
         :raises ChildProcessError: If they cannot be made
         """
         if not self._ready:
-            with _process_alive():
+            with process_alive("the evaluation"):
                 self._remote.recv()
             self._ready = True
 
@@ -64,8 +65,8 @@ class BackgroundEvaluation:
         self.wait_ready()
         file = io.BytesIO()
         policy.save(file)  # type: ignore[arg-type]
-        with _process_alive():
-            self._remote.send_bytes(cloudpickle.dumps((type(policy), file.getvalue(), seed, episodes)))
+        with process_alive("the evaluation"):
+            self._remote.send(cloudpickle.dumps((type(policy), file.getvalue(), seed, episodes)))
         self._under_way.append(dict(labels))
 
     def finished(self, wait: bool = False) -> list[dict[str, Any]]:
@@ -75,19 +76,11 @@ class BackgroundEvaluation:
         :raises ChildProcessError: If the process has ended
         """
         rows = []
-        with _process_alive():
+        with process_alive("the evaluation"):
             while self._under_way and (wait or self._remote.poll()):
                 rows.append(self._under_way[0] | self._remote.recv())
                 del self._under_way[0]
         return rows
-
-
-@contextmanager
-def _process_alive() -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, ConnectionError) as error:
-        raise ChildProcessError("The process of the evaluation has ended; its own error stands above") from error
 
 
 def _end(remote: Connection, process: BaseProcess) -> None:
@@ -105,23 +98,10 @@ def _work(remote: Connection, make_env: bytes) -> None:
     th.set_num_threads(1)  # the others are the training's
     env: VecSteering = cloudpickle.loads(make_env)()
     try:
-        _answer(remote, "ready")
-        while (sent := _receive(remote)) is not None:
+        answer(remote, "ready")
+        while (sent := receive(remote)) is not None:
             kind, file, seed, episodes = cloudpickle.loads(sent)
             policy = kind.load(io.BytesIO(file), env.steering.policy.device)
-            _answer(remote, evaluation_row(policy, env, seed, episodes))
+            answer(remote, evaluation_row(policy, env, seed, episodes))
     finally:
         env.close()
-
-
-def _answer(remote: Connection, what: Any) -> None:
-    with suppress(ConnectionError):  # told at the next look for work
-        remote.send(what)
-
-
-def _receive(remote: Connection) -> bytes | None:
-    """Return what came, or None when the other end is closed."""
-    try:
-        return remote.recv_bytes()
-    except (EOFError, ConnectionError):
-        return None

@@ -254,7 +254,7 @@ def test_the_replay_buffer_is_saved_and_loaded(tmp_path: Path) -> None:
     assert other._n_updates == 10
 
 
-def test_a_model_from_before_there_was_a_reach_has_all_of_it(tmp_path: Path) -> None:
+def test_a_model_from_before_there_was_a_reach_has_all_of_it() -> None:
     model = tiny_model()
     state = model.policy.state_dict()
     del state["actor.reach"]
