@@ -1,7 +1,7 @@
 """Env steps per second of whole training, updates after the rollouts or beside them, against what would be ideal.
 
 Three tasks with the settings of ``hyperparams/zprl.yml`` and small networks with random weights, two environments in
-processes of their own. Ways that take turns in blocks:
+processes of their own; can with one, too, which leaves one of two cores to the updates. Ways that take turns in blocks:
 
 - simulator: the environments alone, with random chunks near the pose in which they start
 - sequential: training, each burst of updates after its rollout
@@ -38,11 +38,12 @@ from zprl_sb3.settings import load_settings
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 
 CASES = (
-    ("can", "zprl/Can-v0", "state"),
-    ("box_close", "zprl/BoxClose-v0", "state"),
-    ("door", "zprl/AdroitDoor-v0", "image"),
+    ("can", "zprl/Can-v0", "state", 2),
+    ("can_one_env", "zprl/Can-v0", "state", 1),
+    ("box_close", "zprl/BoxClose-v0", "state", 2),
+    ("door", "zprl/AdroitDoor-v0", "image", 2),
 )
-N_ENVS, CHUNK = 2, 4
+CHUNK = 4
 CALM = 0.05  # how far random actions reach, as a share of an untrained policy's
 BURST = 20  # chunks of each environment between two bursts of updates
 
@@ -91,14 +92,16 @@ class Way:
     :param policy: The steered policy
     :param env_id: Gymnasium id
     :param observation: ``"state"`` or ``"image"``
+    :param n_envs: Environments
     :param overlap: Updates beside the rollouts
     """
 
-    def __init__(self, policy: FlowPolicy, env_id: str, observation: str, overlap: bool) -> None:
+    def __init__(self, policy: FlowPolicy, env_id: str, observation: str, n_envs: int, overlap: bool) -> None:
         settings = load_settings("zprl.yml", env_id, (), observation)
         steering = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
-        self.env = make(env_id, observation, steering)
-        self.updates = BURST * N_ENVS * settings["algorithm"]["utd"]
+        self.env = make(env_id, observation, n_envs, steering)
+        self.chunks = BURST * n_envs  # between two bursts of updates
+        self.updates = self.chunks * settings["algorithm"]["utd"]
         algorithm = settings["algorithm"] | {
             "buffer_size": 100_000,
             "learning_starts": 0,
@@ -114,7 +117,7 @@ class Way:
         The first rollout has no updates to overlap with, and nothing overlaps with the last updates.
         """
         clock = Clock()
-        self.model.learn((bursts + 2) * BURST * N_ENVS, clock, reset_num_timesteps=False)
+        self.model.learn((bursts + 2) * self.chunks, clock, reset_num_timesteps=False)
         (start, before), (end, after) = clock.marks[1], clock.marks[-1]
         return (after - before) / (end - start)
 
@@ -122,12 +125,12 @@ class Way:
         """Make the updates of as many bursts and nothing else, and return the env steps per second that this allows."""
         start = time.perf_counter()
         self.model._update(bursts * self.updates, self.model.batch_size)
-        return bursts * BURST * N_ENVS * CHUNK / (time.perf_counter() - start)
+        return bursts * self.chunks * CHUNK / (time.perf_counter() - start)
 
 
-def make(env_id: str, observation: str, steering: LatentSteering) -> VecSteering:
+def make(env_id: str, observation: str, n_envs: int, steering: LatentSteering) -> VecSteering:
     """Return environments in processes of their own."""
-    return make_vec_steering(env_id, steering, N_ENVS, 0.99, {"observation": observation}, subprocess=True)
+    return make_vec_steering(env_id, steering, n_envs, 0.99, {"observation": observation}, subprocess=True)
 
 
 def simulate(env: VecSteering, bursts: int) -> float:
@@ -135,7 +138,7 @@ def simulate(env: VecSteering, bursts: int) -> float:
     env.venv.reset()
     policy, rng = env.steering.policy, np.random.default_rng(0)
     center = policy.action_normalizer.center.numpy()  # type: ignore[attr-defined]
-    shape = (N_ENVS, CHUNK, len(center))
+    shape = (env.num_envs, CHUNK, len(center))
     steps, start = 0, time.perf_counter()
     for _ in range(bursts * BURST):
         chunks = (center + CALM * rng.standard_normal(shape)).astype(np.float32)
@@ -143,11 +146,11 @@ def simulate(env: VecSteering, bursts: int) -> float:
     return steps / (time.perf_counter() - start)
 
 
-def report(name: str, env_id: str, observation: str, blocks: int, bursts: int) -> list[str]:
+def report(name: str, env_id: str, observation: str, n_envs: int, blocks: int, bursts: int) -> list[str]:
     """Return the lines of one task."""
     policy = make_policy(env_id, observation)
-    ways = {overlap: Way(policy, env_id, observation, overlap) for overlap in (False, True)}
-    alone = make(env_id, observation, LatentSteering(policy, 1.0))
+    ways = {overlap: Way(policy, env_id, observation, n_envs, overlap) for overlap in (False, True)}
+    alone = make(env_id, observation, n_envs, LatentSteering(policy, 1.0))
     rates: dict[str, list[float]] = {way: [] for way in ("simulator", "updates", "sequential", "overlapped")}
     try:
         for way in ways.values():  # fills the buffers, and builds what is built at the first call
@@ -162,7 +165,7 @@ def report(name: str, env_id: str, observation: str, blocks: int, bursts: int) -
             env.close()
     found = {way: statistics.median(values) for way, values in rates.items()}
     ideal = min(found["simulator"], found["updates"])
-    limit = min(ideal, limit_of_cores(found["simulator"], found["updates"], len(os.sched_getaffinity(0))))
+    limit = min(ideal, limit_of_cores(found["simulator"], found["updates"], n_envs, len(os.sched_getaffinity(0))))
     case = f"{name}_{observation}"
     return [
         *(f"RESULT loop_{case}_{way} {rate:.1f} steps/s" for way, rate in found.items()),
@@ -172,14 +175,15 @@ def report(name: str, env_id: str, observation: str, blocks: int, bursts: int) -
     ]
 
 
-def limit_of_cores(simulator: float, updates: float, cores: int) -> float:
+def limit_of_cores(simulator: float, updates: float, n_envs: int, cores: int) -> float:
     """Return env steps per second with every core at work: each step takes the simulator's share and the update's.
 
     :param simulator: Rate of the environments alone, one core for each as far as there are cores
     :param updates: Rate that updates alone, on one core, allow
+    :param n_envs: Environments
     :param cores: Cores
     """
-    return cores / (min(N_ENVS, cores) / simulator + 1 / updates)
+    return cores / (min(n_envs, cores) / simulator + 1 / updates)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,9 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     quick = parser.parse_args(argv).quick
     th.set_num_threads(1)
     results = []
-    for name, env_id, observation in CASES[: 1 if quick else None]:
+    for name, env_id, observation, n_envs in CASES[: 1 if quick else None]:
         print(f"{name}, {observation} ...", flush=True)
-        results += report(name, env_id, observation, 1 if quick else 5, 1 if quick else 4)
+        results += report(name, env_id, observation, n_envs, 1 if quick else 5, 1 if quick else 4)
     print("\n".join(results))
     return 0
 

@@ -11,7 +11,8 @@ each alike. The figures are medians over the blocks; a ratio says how many times
 
 The limit of what can be reached is the roofline: the floating-point operations of an update's matrix products, which
 PyTorch counts, at the rate of a plain matrix product of a layer's size in the same precision, which takes its turns in
-the same run. ``update_of_limit`` says which share of that rate an update comes to, with all that is no matrix product.
+the same run; in float32 the faster of PyTorch's own and oneDNN's. ``update_of_limit`` says which share of that rate an
+update comes to, with all that is no matrix product.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from torch.utils.flop_counter import FlopCounterMode
 
+from zprl_sb3.products import product
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import SteeringSpec
 
@@ -93,23 +95,24 @@ def measure(ways: dict[str, Callable[[int], Any]], counts: dict[str, int], block
 
 def operations(model: SAC) -> float:
     """Return the floating-point operations of the matrix products of one update, mean over two."""
-    counter = FlopCounterMode(display=False)
+    onednn = {th.ops.mkldnn._linear_pointwise: lambda x, weight, *rest, **kwargs: 2 * x[0] * x[1] * weight[0]}
+    counter = FlopCounterMode(display=False, custom_mapping=onednn)
     with counter:
         model.train(2, BATCH)
     return counter.get_total_flops() / 2
 
 
-def product(dtype: th.dtype) -> tuple[Callable[[int], None], float]:
-    """Return a function that multiplies a batch with a layer's weights, and the operations of one such product."""
+def plain_products() -> tuple[dict[str, Callable[[int], None]], float]:
+    """Return functions that multiply a batch with a layer's weights, and the operations of one such product."""
     width = NETWORKS["net_arch"][-1]
-    batch, weights = th.randn(BATCH, width, dtype=dtype), th.randn(width, width, dtype=dtype)
-    result = th.empty(BATCH, width, dtype=dtype)
+    ways = {"float32": (th.mm, th.float32), "float32_onednn": (product, th.float32), "bfloat16": (th.mm, th.bfloat16)}
 
-    def multiply(count: int) -> None:
+    def repeated(multiply: Callable[..., th.Tensor], dtype: th.dtype, count: int) -> None:
+        batch, weights = th.ones(BATCH, width, dtype=dtype), th.ones(width, width, dtype=dtype)
         for _ in range(count):
-            th.mm(batch, weights, out=result)
+            multiply(batch, weights)
 
-    return multiply, 2.0 * BATCH * width * width
+    return {name: partial(repeated, *way) for name, way in ways.items()}, 2.0 * BATCH * width * width
 
 
 def report(n_critics: int, updates: int, blocks: int) -> list[str]:
@@ -121,20 +124,18 @@ def report(n_critics: int, updates: int, blocks: int) -> list[str]:
         "bf16_delay1": make(SteeringSAC, n_critics, policy_delay=1, autocast=True),
         "bf16": make(SteeringSAC, n_critics, autocast=True),
     }
-    products = {"float32": product(th.float32), "bfloat16": product(th.bfloat16)}
+    products, operations_each = plain_products()
     work = {name: operations(model) for name, model in models.items()}
-    ways = {name: partial(_train, model) for name, model in models.items()} | {
-        name: multiply for name, (multiply, _) in products.items()
-    }
+    ways = {name: partial(_train, model) for name, model in models.items()} | products
     counts = dict.fromkeys(models, updates) | dict.fromkeys(products, PRODUCTS)
     rates = measure(ways, counts, blocks)
-    limits = {name: rates[name] * operations for name, (_, operations) in products.items()}
+    limits = {name: rates[name] * operations_each for name in products}
     lines = [f"RESULT updates_{n_critics}_critics_{name} {rates[name]:.2f} updates/s" for name in models]
     for name in list(models)[1:]:
         lines.append(f"RESULT update_ratio_{n_critics}_critics_{name} {rates[name] / rates['sb3']:.2f} x")
     lines += [f"RESULT product_{n_critics}_critics_{name} {limit / 1e9:.1f} GFLOP/s" for name, limit in limits.items()]
     for name in models:
-        limit = limits["bfloat16" if name.startswith("bf16") else "float32"]
+        limit = limits["bfloat16"] if name.startswith("bf16") else max(limits["float32"], limits["float32_onednn"])
         lines += [
             f"RESULT operations_{n_critics}_critics_{name} {work[name] / 1e9:.3f} GFLOP",
             f"RESULT update_of_limit_{n_critics}_critics_{name} {rates[name] * work[name] / limit:.2f} x",

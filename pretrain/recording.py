@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zprl_sb3.files import atomic_path
-from zprl_sb3.pretrain.demonstrations import DemonstrationError
+from zprl_sb3.pretrain.demonstrations import DemonstrationError, Demonstrations, opened
 
 GYM_ENVIRONMENT = 2  # robomimic's number for environments made by gym.make
 VALIDATION_SHARE = 0.1
@@ -100,6 +100,23 @@ def save_demonstrations(
         data.attrs["env_args"] = json.dumps(env_args)
         data.attrs["collection"] = json.dumps(dict(collection))
         _write_masks(file.create_group("mask"), groups, masks or {})
+
+
+def extend_demonstrations(path: str | Path, demos: Demonstrations, episodes: Iterable[Episode]) -> None:
+    """Write demonstrations and further episodes behind them as one file, without masks; it is whole or absent.
+
+    :param path: Where to
+    :param demos: The demonstrations, all of a file or those of a mask; what their file says of them is kept
+    :param episodes: Of the same environment
+    """
+    with opened(demos.path) as old, atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        data = file.create_group("data")
+        data.attrs.update(old["data"].attrs)
+        for k, name in enumerate(demos.names):
+            old.copy(f"data/{name}", data, f"demo_{k}")
+        for k, episode in enumerate(episodes, start=len(demos)):
+            _write_episode(data, f"demo_{k}", episode)
+        data.attrs["total"] = sum(len(demo["actions"]) for demo in data.values())
 
 
 def _write_episode(data: h5py.Group, name: str, episode: Episode) -> h5py.Group:

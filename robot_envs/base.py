@@ -116,6 +116,10 @@ class SimulatedEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._check_stable()
         return self._observe(), {"is_success": False}
 
+    def commanded(self) -> NDArray[np.float64] | None:
+        """Return where the last action told the hands to be, (hands, 3) in metres; None where it tells joints."""
+        return None
+
     def get_state(self) -> NDArray[np.float64]:
         """Return the physical state ``[time, qpos, qvel]`` as robomimic stores it."""
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])

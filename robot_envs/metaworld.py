@@ -91,6 +91,10 @@ class MetaWorldEnv(SimulatedEnv):
         success = bool(info["success"])
         return self._observe(), float(success), success, False, {"is_success": success}
 
+    def commanded(self) -> NDArray[np.float64]:
+        """Return where the actions so far told the hand to be, (1, 3) in metres: each moves that place."""
+        return np.array(self.data.mocap_pos, dtype=np.float64)
+
     @property
     def raw_observation(self) -> NDArray[np.float64]:
         """Meta-World's own observation (39,), which its scripted policies expect."""

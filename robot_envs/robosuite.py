@@ -168,6 +168,7 @@ class RobosuiteEnv(SimulatedEnv):
         :raises UnstableSimulationError: If the physics diverged
         """
         arms = np.asarray(action, dtype=np.float64).reshape(-1, ARM_ACTION)
+        self._commanded = arms[:, :3]
         self._steps += 1
         try:
             self._raw, *_ = self._simulation.step(np.concatenate([self._aim(k, arm) for k, arm in enumerate(arms)]))
@@ -177,6 +178,10 @@ class RobosuiteEnv(SimulatedEnv):
         success = bool(self._simulation._check_success())
         failed = self.terminate_on_failure and self.task.failed(self.data)
         return self._observe(), float(success), success or failed, False, {"is_success": success}
+
+    def commanded(self) -> NDArray[np.float64]:
+        """Return where the last action told the hands to be, (arms, 3) in metres."""
+        return self._commanded.copy()
 
     def _aim(self, arm: int, action: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the action of an arm with its rotation as robosuite wants it, axis times angle."""

@@ -6,8 +6,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import gymnasium as gym
+
+from zprl_sb3.interrupts import end_with_parent
 
 PROGRAMS = {
     "quickstart": "the whole way on one task, in minutes: collect, pretrain, train, evaluate, report",
@@ -16,8 +19,12 @@ PROGRAMS = {
     "pretrain": "demonstrations -> frozen flow policy with a bottleneck",
     "train": "frozen policy -> steered policy, with SteeringSAC",
     "evaluate": "success of a base or steered policy on fixed episodes, as JSON",
-    "report": "runs -> learning curves, table and steering diagnostics",
+    "benchmark": "tasks x methods x seeds from one file, queued on this machine or with Ray",
+    "report": "runs -> one HTML page: curves, tables, statistics over seeds and tasks, videos",
 }
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+TUNABLE = "glibc.malloc.hugetlb"
 
 # What a user can mend. Anything else is a fault of ours and shows its traceback.
 MENDABLE = (ValueError, KeyError, OSError, ImportError, FloatingPointError, gym.error.Error)
@@ -53,5 +60,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def entry() -> int:
+    """Run what the command line asks for, as the command ``zprl``."""
+    end_with_parent()
+    _use_huge_pages()
+    return main()
+
+
+def _use_huge_pages() -> None:
+    """Start anew with memory in huge pages, where Linux gives them to programs that ask.
+
+    With small ones a processor looks for addresses for a third of an update's time: 19 ms instead of 13, of 5 critics
+    of 128 in a virtual machine. glibc reads its tunables only when a program starts. ``GLIBC_TUNABLES`` that name this
+    one stay as they are (``glibc.malloc.hugetlb=0`` for small pages).
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if TUNABLE in tunables or not HUGE_PAGES.is_file() or "[madvise]" not in HUGE_PAGES.read_text():
+        return
+    os.environ["GLIBC_TUNABLES"] = f"{tunables}:{TUNABLE}=1".lstrip(":")
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

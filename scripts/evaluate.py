@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.type_aliases import PolicyPredictor
+
 from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.diagnostics import Recorder
 from zprl_sb3.evaluation import NoSteering, evaluate, parallel_envs
-from zprl_sb3.files import readable, write_json
+from zprl_sb3.files import read_rows, readable, write_json
+from zprl_sb3.learners import RETRAINED, SOE, learner
 from zprl_sb3.policy import FlowPolicy
-from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import add_device, add_seed, at_least, device_of, make_arguments, new_parser, read_yaml
 from zprl_sb3.wrappers import EmbeddingSteering, EpisodeVideo, LatentSteering, Steering, make_vec_steering
-from zprl_sb3.wrappers.steering import NoiseKind
+from zprl_sb3.wrappers.steering import STEERINGS, NoiseKind
 
 EXAMPLES = """examples:
   zprl evaluate runs/push/zprl-0 --episodes 200         # a steered model, from its run folder
@@ -107,23 +109,49 @@ def evaluate_run(
     :param subprocess: One process for each of up to 25 environments
     :return: success_rate, ci95, episodes, seeds, mean_length (env steps), policy, model, scale, steering diagnostics
     :raises FileNotFoundError: If the run has no final model
+    :raises ValueError: For zero noise where the noise is what is steered
     """
     run = Path(run)
-    if not (run / "model.zip").is_file():
-        raise FileNotFoundError(f"{run} has no model.zip: it is not a finished run (continue it with `zprl train`)")
-    settings = read_yaml(run / "run.yml")["settings"]
-    policy = load_policy(run / "policy", settings["chunk"], device_of(device))
-    arguments = make_arguments(run / "policy", settings["env_kwargs"])
-    with readable(run / "model.zip"):
-        model = SteeringSAC.load(run / "model.zip", device=device)
-    assert model.steering_spec is not None
-    scale = settings["scale"] if settings.get("scale_by") is None else model.steering_spec.scale
-    steering = LatentSteering(policy, scale, noise=noise)
-    model.steering_spec.require_same(steering.spec(settings["gamma"]))
+    recorded = read_yaml(run / "run.yml")
+    load = _retrained if recorded["settings"].get("learner") == SOE else _steered
+    model, policy, steering = load(run, recorded, noise, device)
+    arguments = make_arguments(run / "policy", recorded["settings"]["env_kwargs"])
     recorder = Recorder(model, episodes)
     result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos, subprocess)
-    result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": settings["scale"]}
-    return result | {"steering": recorder.diagnose(steering), "env_steps": model.env_steps}
+    result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": recorded["settings"]["scale"]}
+    if load is _retrained:
+        result |= {"policy": str(run / RETRAINED), "model": None, "scale": None}
+    return result | {"steering": recorder.diagnose(steering), "env_steps": _env_steps(run)}
+
+
+Loaded = tuple[PolicyPredictor, FlowPolicy, Steering]
+
+
+def _steered(run: Path, recorded: dict[str, Any], noise: NoiseKind, device: str) -> Loaded:
+    if not (run / "model.zip").is_file():
+        raise FileNotFoundError(f"{run} has no model.zip: it is not a finished run (continue it with `zprl train`)")
+    settings = recorded["settings"]
+    policy = load_policy(run / "policy", settings["chunk"], device_of(device), settings.get("sampling_steps"))
+    with readable(run / "model.zip"):
+        model = learner(settings.get("learner", "sac")).load(run / "model.zip", device=device)
+    learned = getattr(model, "steering_spec", None)  # sb3-contrib's know of none
+    scale = settings["scale"] if settings.get("scale_by") is None or learned is None else learned.scale
+    steering = STEERINGS[settings.get("steering", LatentSteering.kind)](policy, scale, noise=noise)
+    spec = steering.spec(settings["gamma"])
+    (learned or replace(spec, policy=recorded["policy"])).require_same(spec)
+    return model, policy, steering
+
+
+def _retrained(run: Path, recorded: dict[str, Any], noise: NoiseKind, device: str) -> Loaded:
+    if not (run / RETRAINED).is_dir():
+        raise FileNotFoundError(f"{run} has no {RETRAINED}/: it is not a finished run (continue it with `zprl train`)")
+    settings = recorded["settings"]
+    policy = load_policy(run / RETRAINED, settings["chunk"], device_of(device), settings["sampling_steps"])
+    return NoSteering(), policy, EmbeddingSteering(policy, scale=1.0, noise=noise)
+
+
+def _env_steps(run: Path) -> int:
+    return int(read_rows(run / "evaluations.csv")[-1]["env_steps"])
 
 
 def _evaluate(
@@ -154,7 +182,7 @@ def _evaluate(
         result = evaluate(predictor, env, seed, episodes).summary()
     finally:
         env.close()
-    route = "bottleneck" if isinstance(steering, LatentSteering) else "context"
+    route = "context" if isinstance(steering, EmbeddingSteering) else "bottleneck"
     return result | {"env_id": policy.env_id, "route": route, "noise": steering.noise, "chunk": policy.chunk}
 
 
@@ -187,7 +215,8 @@ def parser() -> argparse.ArgumentParser:
         "--video",
         type=at_least(1),
         metavar="N",
-        help="write videos of the first N episodes into videos/ beside the JSON file (of a base policy: the first way)",
+        help="write videos of the first N episodes into videos/ beside the JSON file (of a base policy: the first way; "
+        "without noise: videos_zero_noise/)",
     )
     parser.add_argument(
         "--subprocess",
@@ -211,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_run, zero = (what / "run.yml").is_file(), args.noise == "zero"
     default = what / f"evaluation{'_zero_noise' * zero}.json" if is_run else base_evaluation(what)
     output = Path(args.output or default)
-    videos = Videos(output.parent / "videos", args.video) if args.video else None
+    videos = Videos(output.parent / ("videos_zero_noise" if zero else "videos"), args.video) if args.video else None
     if is_run:
         content = evaluate_run(what, args.episodes, args.seed, args.noise, args.device, videos, args.subprocess)
         results = {"steered, zero noise" if zero else "steered": content}

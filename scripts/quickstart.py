@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from zprl_sb3.files import atomic_path, write_json
+from zprl_sb3.report import EVALUATIONS
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.collect import collect
 from zprl_sb3.scripts.common import add_device, add_seed, add_settings, new_parser
-from zprl_sb3.scripts.evaluate import evaluate_base, evaluate_run, table
+from zprl_sb3.scripts.evaluate import base_evaluation, evaluate_base, evaluate_run, table
 from zprl_sb3.scripts.pretrain import compose, pretrain
 from zprl_sb3.scripts.report import report
 from zprl_sb3.scripts.train import train
@@ -35,7 +36,7 @@ What to type next (`zprl` is in .venv/bin):
   zprl evaluate {run} --episodes 500 --seed 200000                          # other episodes
   zprl train --policy {policy} --output {root}/zprl-{next} --seed {next}   # another seed
   zprl train --policy {policy} --output {root}/small-step --set scale=0.2   # another λ
-  zprl report {root}/zprl-* --output {root}/report                          # curves with a band over seeds
+  zprl report {root}/zprl-* --output {root}/report                          # curves, tables and statistics over seeds
   tensorboard --logdir {root}
 """
 
@@ -69,6 +70,7 @@ def quickstart(
     policy = pretrain(compose(overrides=[*settings["pretrain"], *files]))
     _stage("3/5 base policy, four ways", start)
     results = evaluate_base(policy, episodes, eval_seed, device)
+    write_json(base_evaluation(policy), results)
     _stage("4/5 steering", start)
     steering = load_settings("zprl.yml", env_id, settings["train"], collection["observation"])
     run = train(policy, root / f"zprl-{seed}", seed, steering, device).parent
@@ -76,8 +78,10 @@ def quickstart(
     results["steered"] = evaluate_run(run, episodes, eval_seed, device=device)
     results["steered, zero noise"] = evaluate_run(run, episodes, eval_seed, noise="zero", device=device)
     write_json(root / "quickstart.json", results)
-    picture, _ = report([run], root / "report")
-    _finish(root, table(results), run, picture, policy, seed, start)
+    for name, file in EVALUATIONS.items():
+        write_json(run / file, results[name])
+    page, _ = report([run], root / "report")
+    _finish(root, table(results), run, page, policy, seed, start)
     return results
 
 
@@ -85,11 +89,11 @@ def _stage(name: str, start: float) -> None:
     print(f"\n== {name} ({(time.monotonic() - start) / 60:.1f} min) ==", flush=True)
 
 
-def _finish(root: Path, text: str, run: Path, picture: Path, policy: Path, seed: int, start: float) -> None:
+def _finish(root: Path, text: str, run: Path, page: Path, policy: Path, seed: int, start: float) -> None:
     with atomic_path(root / "quickstart.md") as temporary:
         temporary.write_text(text + "\n")
     print(f"\n{text}\n")
-    print(f"picture  {picture}\nmodel    {run / 'model.zip'}\nfigures  {root / 'quickstart.json'}")
+    print(f"report   {page}\nmodel    {run / 'model.zip'}\nfigures  {root / 'quickstart.json'}")
     print(f"took     {(time.monotonic() - start) / 60:.1f} min")
     print(NEXT.format(run=run, policy=policy, root=root, next=seed + 1))
 

@@ -1,32 +1,39 @@
-"""``zprl train``: steer a frozen policy with SteeringSAC. Settings in ``hyperparams/zprl.yml`` by environment id."""
+"""``zprl train``: steer a frozen policy with SteeringSAC, as ZPRL does or one of its baselines.
+
+Settings are in ``hyperparams/ALGO.yml`` by environment id.
+"""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from zprl_sb3.background import BackgroundEvaluation
 from zprl_sb3.callbacks import MODEL, SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
-from zprl_sb3.checkpoint import load_policy, read_config
+from zprl_sb3.checkpoint import copy_policy, load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
 from zprl_sb3.files import atomic_path, readable, recovered
 from zprl_sb3.interrupts import interrupts_wait
+from zprl_sb3.learners import ALGORITHMS, LEARNERS, OURS, SOE, learner
+from zprl_sb3.locks import locked
 from zprl_sb3.offline import demonstration_buffer, scale_by_spread
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
-from zprl_sb3.scripts import cli
+from zprl_sb3.scripts import cli, soe
 from zprl_sb3.scripts.common import (
     add_device,
     add_seed,
@@ -37,26 +44,32 @@ from zprl_sb3.scripts.common import (
     record_run,
     refuse_other_run,
 )
+from zprl_sb3.seeds import EVAL_SEED, training_seed
 from zprl_sb3.settings import NOT_IDENTITY, load_settings
 from zprl_sb3.wrappers import LatentSteering, SteeringSpec, VecSteering, make_vec_steering
-from zprl_sb3.wrappers.steering import Scale
+from zprl_sb3.wrappers.spec import Scale
+from zprl_sb3.wrappers.steering import STEERINGS, training_steering
 
-EVAL_SEED = 50_000  # of the episodes of the learning curve; `zprl evaluate` uses others
-FIRST_TRAINING_SEED = 2**32  # evaluations use smaller ones
 COUNTS = ("n_envs", "n_timesteps", "eval_freq", "eval_episodes", "save_freq")
 EXAMPLES = """examples:
   zprl train --policy runs/push/policy --output runs/push/zprl-0
   zprl train --policy runs/push/policy --output runs/push/zprl-1 --seed 1 --set scale=0.3 algorithm.batch_size=512
+  zprl train --algo po_dec --policy runs/push/policy --output runs/push/po_dec-0
+
+What --algo steers: zprl the bottleneck's latent; po_dec (Policy Decorator) the base policy's chunk of actions; dsrl
+the flow's noise, dsrl_na the same with a critic of actions; resemb (ResEmb) the context itself. soe steers nothing: it
+samples the latent more widely, keeps successes and retrains the base policy. tqc and trpo are sb3-contrib's, on the
+latent. With --config the file decides.
 
 The run folder holds the settings, a copy of the policy, snapshots, evaluations.csv, TensorBoard and CSV logs, and at
 the end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C; with a larger
-n_timesteps it goes on with a finished run, too."""
+n_timesteps it goes on with a finished run, too (but of soe, whose rounds share it)."""
 
 
 def train(
     policy_path: str | Path, output: str | Path, seed: int, settings: dict[str, Any], device: str = "auto"
 ) -> Path:
-    """Train, or go on with, a run, and return the path of the final model.
+    """Train, or go on with, a run, and return the path of the final model (of SOE, of the retrained policy).
 
     :param policy_path: Checkpoint of the frozen policy
     :param output: The run's folder
@@ -65,10 +78,13 @@ def train(
     :param device: ``cpu``, ``cuda`` or ``auto``
     :raises CheckpointError: If the policy cannot be read
     :raises ValueError: If a setting does not fit, or the folder holds another run
+    :raises InUse: If another process is at this run
     """
     output, model_path = Path(output), Path(output) / "model.zip"
     _check(settings)
-    policy = load_policy(policy_path, settings["chunk"], device_of(device))
+    if settings["learner"] == SOE:
+        return soe.explore(policy_path, output, seed, settings, device)
+    policy = _load_policy(policy_path, settings, device_of(device))
     if policy.env_id is None:
         raise ValueError(f"{policy_path} does not say which environment it is for")
     run = {"env_id": policy.env_id, "seed": seed, "policy": policy.fingerprint(), "settings": settings}
@@ -76,6 +92,13 @@ def train(
     if model_path.is_file() and _trained_chunks(model_path) >= settings["n_timesteps"]:
         print(f"{model_path} is trained already; choose another --output to train anew, or a larger n_timesteps")
         return model_path
+    with locked(output):
+        _run(policy, policy_path, output, run, device)
+    return model_path
+
+
+def _run(policy: FlowPolicy, policy_path: str | Path, output: Path, run: dict[str, Any], device: str) -> None:
+    settings, seed, model_path = run["settings"], run["seed"], output / "model.zip"
     scale = _scale(policy, settings, recovered(output / "snapshot"))
     with (
         closing(_evaluation(policy, policy_path, scale, settings)) as evaluation,
@@ -86,15 +109,12 @@ def train(
         model, evaluations = _prepare(env, evaluation, output, seed, settings, device)
         _add_demonstrations(model, env, settings)
         record_run(output / "run.yml", run)
-        if not (output / "policy").is_dir():
-            with atomic_path(output / "policy") as temporary:
-                shutil.copytree(policy_path, temporary)
+        copy_policy(policy_path, output / "policy")
         print(f"Steering {policy.env_id} with λ = {settings['scale']} and seed {seed}; everything goes to {output}")
         _learn(model, evaluations, settings, output)
     with atomic_path(model_path) as temporary:
         model.save(temporary)
     print(f"Wrote {model_path} and {output / 'evaluations.csv'}")
-    return model_path
 
 
 def _trained_chunks(model_path: Path) -> int:
@@ -115,6 +135,18 @@ def _check(settings: dict[str, Any]) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    for name, known in (("steering", STEERINGS), ("learner", LEARNERS)):
+        if settings[name] not in known:
+            raise ValueError(f"{name} is one of {', '.join(known)}, not {settings[name]!r}")
+    of_zprl = [name for name in ("demonstrations", "scale_by") if settings[name] is not None]
+    if settings["learner"] == SOE:
+        of_zprl = [name for name in of_zprl if name != "demonstrations"]
+    if of_zprl and (settings["steering"], settings["learner"]) != (LatentSteering.kind, "sac"):
+        raise ValueError(f"{' and '.join(of_zprl)}: with steering latent and learner sac only")
+
+
+def _load_policy(path: str | Path, settings: dict[str, Any], device: th.device | str) -> FlowPolicy:
+    return load_policy(path, settings["chunk"], device, settings["sampling_steps"])
 
 
 def _scale(policy: FlowPolicy, settings: dict[str, Any], snapshot: Path) -> Scale:
@@ -132,8 +164,7 @@ def _make_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, setting
     """Return the environments to train in."""
     assert policy.env_id is not None
     kwargs = make_arguments(policy_path, settings["env_kwargs"] | settings["train_env_kwargs"])
-    # As in pretraining, images are cropped at random places while it learns, and at the centre when it is judged.
-    steering = LatentSteering(policy, scale, settings["sample_latent"], random_crop=True)
+    steering = training_steering(settings["steering"], policy, scale, settings["sample_latent"])
     return make_vec_steering(
         policy.env_id, steering, settings["n_envs"], settings["gamma"], kwargs, settings["subprocess"]
     )
@@ -145,7 +176,7 @@ def _make_eval_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, se
     kwargs, subprocess = make_arguments(policy_path, settings["env_kwargs"]), settings["subprocess"]
     # In processes of their own each takes memory: no more of them than there are to train in.
     n_envs = parallel_envs(settings["eval_episodes"], *([settings["n_envs"]] if subprocess else []))
-    steering = LatentSteering(policy, scale)
+    steering = STEERINGS[settings["steering"]](policy, scale)
     return make_vec_steering(
         policy.env_id, steering, n_envs, settings["gamma"], kwargs, subprocess, seeded_episodes=True
     )
@@ -153,7 +184,7 @@ def _make_eval_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, se
 
 def _make_eval_env_beside(policy_path: str | Path, scale: Scale, settings: dict[str, Any], device: str) -> VecSteering:
     """Return the same in another process, with a policy of its own."""
-    return _make_eval_env(load_policy(policy_path, settings["chunk"], device), policy_path, scale, settings)
+    return _make_eval_env(_load_policy(policy_path, settings, device), policy_path, scale, settings)
 
 
 def _evaluation(
@@ -171,15 +202,15 @@ def _prepare(
     seed: int,
     settings: dict[str, Any],
     device: str,
-) -> tuple[SteeringSAC, SteeringEvalCallback]:
+) -> tuple[BaseAlgorithm, SteeringEvalCallback]:
     snapshot = recovered(output / "snapshot")
     if snapshot.is_dir():
         with readable(snapshot):
-            model = load_snapshot(SteeringSAC, snapshot, env, device=device)
-        assert isinstance(model, SteeringSAC)
-        _resize_buffer(model, settings)
+            model = load_snapshot(learner(settings["learner"]), snapshot, env, device=device)
+        if isinstance(model, OffPolicyAlgorithm):
+            _resize_buffer(model, settings)
         env.seed(training_seed(seed, model.num_timesteps))  # new episodes, not those from the beginning again
-        print(f"Going on from {model.env_steps} env steps, saved in {snapshot}")
+        print(f"Going on from {_progress(model)}, saved in {snapshot}")
     else:
         model = _new_model(env, seed, settings, device)
         env.seed(training_seed(seed))
@@ -190,8 +221,12 @@ def _prepare(
     )
 
 
-def _add_demonstrations(model: SteeringSAC, env: VecSteering, settings: dict[str, Any]) -> None:
-    if settings["demonstrations"] is not None:
+def _progress(model: BaseAlgorithm) -> str:
+    return f"{model.env_steps} env steps" if isinstance(model, SteeringSAC) else f"{model.num_timesteps} chunks"
+
+
+def _add_demonstrations(model: BaseAlgorithm, env: VecSteering, settings: dict[str, Any]) -> None:
+    if settings["demonstrations"] is not None and isinstance(model, SteeringSAC):
         kwargs = settings["algorithm"]["replay_buffer_kwargs"]
         sparse = model.critic.bounded
         model.learn_from(
@@ -206,7 +241,7 @@ def _capacity(settings: dict[str, Any]) -> int:
     return int(min(settings["algorithm"]["buffer_size"], settings["n_timesteps"] + settings["n_envs"]))
 
 
-def _resize_buffer(model: SteeringSAC, settings: dict[str, Any]) -> None:
+def _resize_buffer(model: OffPolicyAlgorithm, settings: dict[str, Any]) -> None:
     """Make room for a run that goes on for longer than it was meant to."""
     buffer, capacity = model.replay_buffer, _capacity(settings)
     if isinstance(buffer, SteeringReplayBuffer) and buffer.buffer_size < capacity:
@@ -214,45 +249,54 @@ def _resize_buffer(model: SteeringSAC, settings: dict[str, Any]) -> None:
         model.buffer_size = capacity
 
 
-def training_seed(seed: int, chunks: int = 0) -> int:
-    """Return the seed of the first environment to train in; the k-th one's is larger by k.
-
-    Other runs, and a run that goes on, get seeds far from these: neighbours would share nearly all layouts.
-
-    :param seed: Of the run
-    :param chunks: After which it goes on
-    """
-    return FIRST_TRAINING_SEED + int(np.random.SeedSequence((seed, chunks)).generate_state(1)[0])
-
-
-def _new_model(env: VecSteering, seed: int, settings: dict[str, Any], device: str) -> SteeringSAC:
+def _new_model(env: VecSteering, seed: int, settings: dict[str, Any], device: str) -> BaseAlgorithm:
     algorithm: dict[str, Any] = copy.deepcopy(settings["algorithm"])  # SB3 adds to policy_kwargs
-    algorithm["buffer_size"] = _capacity(settings)
+    if "buffer_size" in algorithm:
+        algorithm["buffer_size"] = _capacity(settings)
+    make: Any = learner(settings["learner"])
+    if settings["learner"] not in OURS:  # others know no chunks: one is a step of theirs
+        algorithm["gamma"] = env.steering_spec.chunk_discount
     try:
-        return SteeringSAC("MultiInputPolicy", env, seed=seed, device=device, **algorithm)
+        model: BaseAlgorithm = make("MultiInputPolicy", env, seed=seed, device=device, **algorithm)
+        return model
     except TypeError as error:  # policy_kwargs are open: a mistake in them shows only here
         raise ValueError(f"algorithm: {error}") from error
 
 
-def _learn(model: SteeringSAC, evaluations: SteeringEvalCallback, settings: dict[str, Any], output: Path) -> None:
+def _learn(model: BaseAlgorithm, evaluations: SteeringEvalCallback, settings: dict[str, Any], output: Path) -> None:
     snapshot = output / "snapshot"
     # Where nothing remains, only the last evaluation may be missing.
     remaining = max(0, settings["n_timesteps"] - model.num_timesteps)
     try:
-        with interrupts_wait() as interrupts:
-            callbacks = [SnapshotCallback(snapshot, settings["save_freq"], interrupts), evaluations]
-            model.learn(remaining, callbacks, reset_num_timesteps=False, progress_bar=True)
+        with interrupts_wait() as interrupts, _progress_bar() as progress:
+            callbacks = [SnapshotCallback(snapshot, settings["save_freq"], interrupts), evaluations, progress]
+            model.learn(remaining, callbacks, reset_num_timesteps=False)
             save_snapshot(model, snapshot)
     except BaseException as error:
         # A NaN from the simulator, a full disk: what was learned so far must not be lost. After Ctrl-C it is saved.
         if isinstance(error, Exception):
             _rescue(model, snapshot)
         goes_on = f"; the same command goes on from {snapshot}" if snapshot.is_dir() else ""
-        print(f"\nStopped at {model.env_steps} env steps by {type(error).__name__}{goes_on}", file=sys.stderr)
+        print(f"\nStopped at {_progress(model)} by {type(error).__name__}{goes_on}", file=sys.stderr)
         raise
 
 
-def _rescue(model: SteeringSAC, snapshot: Path) -> None:
+@contextmanager
+def _progress_bar() -> Iterator[ProgressBarCallback]:
+    """Yield SB3's progress bar, and close it however training ends.
+
+    SB3 leaves it open after an error. The thread that draws it may then hold its lock for ever when Python ends, and
+    Python waits for that lock.
+    """
+    progress = ProgressBarCallback()
+    try:
+        yield progress
+    finally:
+        if hasattr(progress, "pbar"):
+            progress.pbar.close()
+
+
+def _rescue(model: BaseAlgorithm, snapshot: Path) -> None:
     try:
         save_snapshot(model, snapshot)
     except Exception as error:  # The one that stopped the run is to be seen, not this one.
@@ -265,7 +309,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", required=True, help="checkpoint folder of the frozen policy")
     parser.add_argument("--output", required=True, help="folder of the run")
     add_seed(parser, text="of networks, environments, noise and replay")
-    add_settings(parser, "zprl.yml")
+    parser.add_argument("--algo", choices=ALGORITHMS, default="zprl", help="method; default: %(default)s")
+    add_settings(parser, "ALGO.yml")
     add_device(parser)
     return parser
 
@@ -275,7 +320,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     config = read_config(args.policy)
     observation = config.get("env_kwargs", {}).get("observation")
-    settings = load_settings(args.config, config["env_id"], args.set, observation)
+    settings = load_settings(
+        args.config.replace("ALGO.yml", f"{args.algo}.yml"), config["env_id"], args.set, observation
+    )
     train(args.policy, args.output, args.seed, settings, args.device)
     return 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 FOLDERS = ("wrappers", "pretrain", "hyperparams", "robot_envs", "scripts")
-SUFFIXES = (".py", ".yml", ".yaml", ".typed")
+SUFFIXES = (".py", ".yml", ".yaml", ".typed", ".html")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_entry_points(wheel: Path) -> None:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         parser = configparser.ConfigParser()
         parser.read_string(archive.read(name).decode())
-    assert dict(parser["console_scripts"]) == {"zprl": "zprl_sb3.scripts.cli:main"}
+    assert dict(parser["console_scripts"]) == {"zprl": "zprl_sb3.scripts.cli:entry"}
     assert dict(parser["gymnasium.envs"]) == {"__root__": "zprl_sb3.robot_envs:register_envs"}
 
 

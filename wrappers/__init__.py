@@ -10,8 +10,15 @@ if TYPE_CHECKING:
     from zprl_sb3.wrappers.action_chunk import ActionChunk, SimulationError
     from zprl_sb3.wrappers.episode_video import EpisodeVideo
     from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
-    from zprl_sb3.wrappers.steering import EmbeddingSteering, LatentSteering, Steering, SteeringSpec
-    from zprl_sb3.wrappers.steering_wrapper import LatentSteeringWrapper, SteeringWrapper
+    from zprl_sb3.wrappers.spec import SteeringSpec
+    from zprl_sb3.wrappers.steering import ActionSteering, EmbeddingSteering, LatentSteering, NoiseSteering, Steering
+    from zprl_sb3.wrappers.steering_wrapper import (
+        ActionSteeringWrapper,
+        EmbeddingSteeringWrapper,
+        LatentSteeringWrapper,
+        NoiseSteeringWrapper,
+        SteeringWrapper,
+    )
     from zprl_sb3.wrappers.vec_steering import VecSteering, find_spec, make_vec_steering
 
 # An environment's process needs no torch.
@@ -21,18 +28,30 @@ __getattr__ = lazy_names(
         "action_chunk": ("ActionChunk", "SimulationError"),
         "episode_video": ("EpisodeVideo",),
         "seeded_episodes": ("SeededEpisodes",),
-        "steering": ("EmbeddingSteering", "LatentSteering", "Steering", "SteeringSpec"),
-        "steering_wrapper": ("LatentSteeringWrapper", "SteeringWrapper"),
+        "spec": ("SteeringSpec",),
+        "steering": ("ActionSteering", "EmbeddingSteering", "LatentSteering", "NoiseSteering", "Steering"),
+        "steering_wrapper": (
+            "ActionSteeringWrapper",
+            "EmbeddingSteeringWrapper",
+            "LatentSteeringWrapper",
+            "NoiseSteeringWrapper",
+            "SteeringWrapper",
+        ),
         "vec_steering": ("VecSteering", "find_spec", "make_vec_steering"),
     },
 )
 
 __all__ = [
     "ActionChunk",
+    "ActionSteering",
+    "ActionSteeringWrapper",
     "EmbeddingSteering",
+    "EmbeddingSteeringWrapper",
     "EpisodeVideo",
     "LatentSteering",
     "LatentSteeringWrapper",
+    "NoiseSteering",
+    "NoiseSteeringWrapper",
     "SeededEpisodes",
     "SimulationError",
     "Steering",

@@ -28,6 +28,9 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
     The reward of a chunk is sum_i gamma^i r_i over the executed **env steps**; the matching discount between chunks is
     gamma^h. ``info["env_steps"]`` counts the executed steps. Actions outside the environment's bounds are clipped.
 
+    Where the environment has a method ``commanded()``, which tells the places that an action sends the hands to,
+    ``info["commanded"]`` holds them, (steps, hands, 3).
+
     Only the last observation of a chunk is returned, and where that saves drawing, it is the only one that is drawn: in
     an environment with a switch ``draw_images`` and a method ``images()``, as all with cameras here have them, unless
     a wrapper between here and there may want to see every observation.
@@ -58,6 +61,7 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
         self.action_space = spaces.Box(low, high, dtype=np.float32)
         self._episode_steps = 0
         self._camera_env = _camera_env(env)
+        self._commanded: Any = env.get_wrapper_attr("commanded") if env.has_wrapper_attr("commanded") else lambda: None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment.
@@ -75,7 +79,7 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
 
         :raises SimulationError: If an observation or a reward is NaN or infinite
         """
-        total, steps = 0.0, 0
+        total, steps, commanded = 0.0, 0, []
         for low_level_action in np.clip(action, self._low, self._high):
             self._draw_images(steps == self.chunk - 1)
             obs, reward, terminated, truncated, info = self.env.step(low_level_action)
@@ -83,9 +87,11 @@ class ActionChunk(gym.Wrapper[Any, NDArray[np.float32], Any, NDArray[np.float32]
             self._check_finite(obs, reward)
             total += self.gamma**steps * float(reward)
             steps += 1
+            commanded.append(self._commanded())
             if terminated or truncated:
                 break
-        return self._drawn(obs), total, terminated, truncated, info | {"env_steps": steps}
+        info = info | {"env_steps": steps} | ({} if commanded[0] is None else {"commanded": np.stack(commanded)})
+        return self._drawn(obs), total, terminated, truncated, info
 
     def _draw_images(self, draw: bool) -> None:
         if self._camera_env is not None:

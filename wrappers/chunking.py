@@ -51,10 +51,14 @@ def chunked(
     counted = counts_steps if count is RecordEpisodeStatistics else is_monitor
     if not any(counted(layer) for layer in layers(env)):
         env = count(env)
-    if policy.obs_steps > 1:
-        env = FrameStackObservation(env, policy.obs_steps, padding_type="reset")
+    env = with_history(env, policy.obs_steps)
     check_fit(env.observation_space, env.action_space, policy, env_id_of(env))
     return ActionChunk(env, policy.chunk, gamma)
+
+
+def with_history(env: gym.Env[Any, Any], obs_steps: int) -> gym.Env[Any, Any]:
+    """Return the environment with observations of the last ``obs_steps`` env steps."""
+    return FrameStackObservation(env, obs_steps, padding_type="reset") if obs_steps > 1 else env
 
 
 def check_chunking(chunk: int, gamma: float, policy: PolicyInterface, wanted_gamma: float) -> None:

@@ -93,8 +93,9 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
             self._add(SUCCESS if success else FAILURE)
         self._writer.close()
         self._writer = None
-        outcome = "success" if success else "failure"
+        outcome, other = ("success", "failure") if success else ("failure", "success")
         os.replace(self._part, self.folder / f"episode_{self._seed}_{outcome}.mp4")
+        (self.folder / f"episode_{self._seed}_{other}.mp4").unlink(missing_ok=True)  # of an earlier evaluation
 
     def _drop(self) -> None:
         if self._writer is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,59 +15,13 @@ from numpy.typing import NDArray
 
 from zprl_sb3.bottleneck import Bottleneck
 from zprl_sb3.checkpoint import load_policy
+from zprl_sb3.normalizer import Normalizer
 from zprl_sb3.policy import SteerablePolicy, image_keys, missing_members
+from zprl_sb3.wrappers.spec import Scale, SteeringSpec
 
 Array = NDArray[np.float32]
 NoiseKind = Literal["normal", "zero"]
-Scale = float | tuple[float, ...]
 NOISE_STREAM = 0x5A  # keeps an episode's flow noise apart from its layout, which has the same seed
-
-
-@dataclass(frozen=True)
-class SteeringSpec:
-    """What a learned steering actor depends on. Saved with the model and compared when an environment is attached.
-
-    :param kind: Name of the steering, e.g. ``"latent"``
-    :param scale: λ, or one of each dimension
-    :param chunk: h, env steps per chunk
-    :param gamma: Discount per **env step**
-    :param policy: Fingerprint of the frozen base policy
-    """
-
-    kind: str
-    scale: Scale
-    chunk: int
-    gamma: float
-    policy: str
-
-    @property
-    def chunk_discount(self) -> float:
-        """γ^h, the discount between **chunks**. The only place where the two clocks meet."""
-        return float(self.gamma**self.chunk)
-
-    def difference(self, other: SteeringSpec) -> tuple[str, Any, Any] | None:
-        """Return the first difference in words and both values, or None if there is none."""
-        names = {
-            "kind": "steering",
-            "scale": "scale (λ)",
-            "chunk": "chunk length",
-            "gamma": "gamma per env step",
-            "policy": "base policy (fingerprint)",
-        }
-        for name, words in names.items():
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                return words, mine, theirs
-        return None
-
-    def require_same(self, other: SteeringSpec) -> None:
-        """Raise a ValueError that names the first difference between a saved model and an environment."""
-        if difference := self.difference(other):
-            words, mine, theirs = difference
-            raise ValueError(
-                f"The model was trained with {words} {mine}, the environment has {theirs}. "
-                f"Wrap the environment with the model's {words}, or train a new model"
-            )
 
 
 class Steering(ABC):
@@ -118,11 +71,24 @@ class Steering(ABC):
 
     def _draw_anchor(self, rng: Generator) -> Array:
         """Return the random numbers that one environment's anchor needs."""
-        return np.zeros(0, np.float32)
+        return _nothing()
+
+    def _draw_noise(self, rng: Generator) -> Array:
+        """Return the random numbers that one environment's next chunk needs: the flow noise w (T, A)."""
+        return self._flow_noise(rng)
+
+    def _flow_noise(self, rng: Generator) -> Array:
+        shape = (self.policy.horizon, self.policy.action_dim)
+        return np.zeros(shape, np.float32) if self.noise == "zero" else rng.standard_normal(shape, np.float32)
+
+    def _condition(self, context: th.Tensor) -> th.Tensor:
+        """Return what the unsteered policy acts on: the context (B, C), through the bottleneck where there is one."""
+        bottleneck = self.policy.bottleneck
+        return context if bottleneck is None else bottleneck.decode(bottleneck.encode(context)[0])
 
     @abstractmethod
     def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        """Return actions (B, T, A) for contexts (B, C), steered anchors z̃ (B, d) and flow noise (B, T, A)."""
+        """Return actions (B, T, A) for contexts (B, C), steered anchors z̃ (B, d) and what :meth:`_draw_noise` drew."""
 
     @property
     def observation_space(self) -> spaces.Dict:
@@ -172,7 +138,7 @@ class Steering(ABC):
         """
         policy = self.policy
         steered = observation["z"] + self.step(_clipped(delta))
-        noise = self._flow_noise(rngs)
+        noise = th.as_tensor(np.stack([self._draw_noise(rng) for rng in rngs]), device=policy.device)
         with th.no_grad():
             context, anchor = (th.as_tensor(x, device=policy.device) for x in (observation["c"], steered))
             actions = self._generate(context, anchor, noise)
@@ -183,11 +149,9 @@ class Steering(ABC):
         """Return λΔz (B, d)."""
         return np.asarray(self.scale, np.float32) * delta
 
-    def _flow_noise(self, rngs: Sequence[Generator]) -> th.Tensor:
-        shape = (self.policy.horizon, self.policy.action_dim)
-        zero = self.noise == "zero"
-        draws = [np.zeros(shape, np.float32) if zero else rng.standard_normal(shape, np.float32) for rng in rngs]
-        return th.as_tensor(np.stack(draws), device=self.policy.device)
+
+def _nothing() -> Array:
+    return np.zeros(0, np.float32)
 
 
 def _is_positive(value: object) -> bool:
@@ -210,6 +174,7 @@ class LatentSteering(Steering):
     :param sample_latent: Draw z from the posterior (as the authors do while collecting) instead of using its mean
     :param noise: As in :class:`Steering`
     :param random_crop: As in :class:`Steering`
+    :param widening: The posterior's deviation is multiplied by it where z is drawn, for SOE's exploration
     :raises ValueError: If the policy has no bottleneck, and as in :class:`Steering`
     """
 
@@ -222,12 +187,13 @@ class LatentSteering(Steering):
         sample_latent: bool = False,
         noise: NoiseKind = "normal",
         random_crop: bool = False,
+        widening: float = 1.0,
     ) -> None:
         super().__init__(policy, scale, noise, random_crop)
         if self.policy.bottleneck is None:
             raise ValueError("This policy has no bottleneck, so there is no latent to steer: pretrain it with one")
         self.bottleneck: Bottleneck = self.policy.bottleneck
-        self.sample_latent = sample_latent
+        self.sample_latent, self.widening = sample_latent, widening
 
     @property
     def anchor_dim(self) -> int:
@@ -239,7 +205,7 @@ class LatentSteering(Steering):
 
     def _anchor(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
         mean, std = self.bottleneck.encode(context)
-        return mean + std * noise if self.sample_latent else mean
+        return mean + self.widening * std * noise if self.sample_latent else mean
 
     def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
         return self.policy.act(self.bottleneck.decode(steered), noise)
@@ -260,6 +226,110 @@ class EmbeddingSteering(Steering):
 
     def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
         return self.policy.act(steered, noise)
+
+
+def _normalizer(policy: SteerablePolicy) -> Normalizer | None:
+    return getattr(policy, "action_normalizer", None)
+
+
+def normalized(policy: SteerablePolicy, actions: th.Tensor) -> th.Tensor:
+    """Return actions (..., A) in the policy's normalised units, as they are where it has none."""
+    normalizer = _normalizer(policy)
+    return actions if normalizer is None else normalizer(actions)
+
+
+class ActionSteering(Steering):
+    """Policy Decorator: the anchor is the base policy's chunk, a + λΔa in the policy's normalised actions.
+
+    The base policy acts through its bottleneck where it has one, as in ZPRL, so that both start from the same one. The
+    chunk of the next observation is drawn once: the one that is shown is the one that is executed.
+
+    :param policy: A policy; its ``action_normalizer`` gives the units of λ, without one they are the environment's
+    """
+
+    kind = "action"
+
+    @property
+    def anchor_dim(self) -> int:
+        """Size of a chunk, h * A."""
+        return self.policy.chunk * self.policy.action_dim
+
+    def _draw_anchor(self, rng: Generator) -> Array:
+        return self._flow_noise(rng)
+
+    def _draw_noise(self, rng: Generator) -> Array:
+        return _nothing()
+
+    def _anchor(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        chunk = self.policy.act(self._condition(context), noise)[:, : self.policy.chunk]
+        return normalized(self.policy, chunk).flatten(1)
+
+    def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        chunk, normalizer = steered.view(len(steered), -1, self.policy.action_dim), _normalizer(self.policy)
+        return chunk if normalizer is None else normalizer.inverse(chunk)
+
+
+class NoiseSteering(Steering):
+    """DSRL: the flow noise itself is w = bΔ, a ~ flow(g(z), w), with b in the place of λ. The anchor is 0.
+
+    A schedule of few sampling steps nearly forgets its noise, and steering it then changes little: give the policy
+    eight or more (``load_policy(..., sampling_steps=8)``). The base policy is not at Δ = 0 but at w ~ N(0, I).
+
+    :raises ValueError: For ``noise="zero"``, and as in :class:`Steering`
+    """
+
+    kind = "noise"
+
+    def __init__(
+        self,
+        policy: SteerablePolicy | str | Path,
+        scale: Scale,
+        noise: NoiseKind = "normal",
+        random_crop: bool = False,
+    ) -> None:
+        super().__init__(policy, scale, noise, random_crop)
+        if noise == "zero":
+            raise ValueError("noise='zero' leaves nothing to steer: the noise is what is steered")
+
+    @property
+    def anchor_dim(self) -> int:
+        """Size of the flow noise, T * A."""
+        return self.policy.horizon * self.policy.action_dim
+
+    def _draw_noise(self, rng: Generator) -> Array:
+        return _nothing()
+
+    def _anchor(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        return context.new_zeros(len(context), self.anchor_dim)
+
+    def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        return self.policy.act(self._condition(context), steered.view(len(steered), -1, self.policy.action_dim))
+
+    @th.no_grad()
+    def chunk(self, context: th.Tensor, delta: th.Tensor) -> th.Tensor:
+        """Return the executed actions (B, h * A) that Δ (B, T * A) leads to, normalised where the policy can."""
+        steered = th.as_tensor(self.scale, dtype=delta.dtype, device=delta.device) * delta
+        return normalized(self.policy, self._generate(context, steered, steered)[:, : self.policy.chunk]).flatten(1)
+
+
+STEERINGS: dict[str, type[Steering]] = {
+    steering.kind: steering for steering in (LatentSteering, ActionSteering, NoiseSteering, EmbeddingSteering)
+}
+"""What can be steered, by the name that a saved model knows it by."""
+
+
+def training_steering(kind: str, policy: SteerablePolicy, scale: Scale, sample_latent: bool) -> Steering:
+    """Return the steering of environments to train in; one to evaluate in is made without further arguments.
+
+    As in pretraining, images are cropped at random places while it learns, and at the centre when it is judged.
+
+    :param kind: One of :data:`STEERINGS`
+    :param policy: The frozen policy
+    :param scale: λ
+    :param sample_latent: Draw z from the posterior, where z is a latent
+    """
+    sampled: dict[str, Any] = {"sample_latent": sample_latent} if kind == LatentSteering.kind else {}
+    return STEERINGS[kind](policy, scale, random_crop=True, **sampled)
 
 
 def episode_rng(seed: int) -> Generator:

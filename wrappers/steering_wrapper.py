@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, ClassVar, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +14,17 @@ from stable_baselines3.common.monitor import Monitor
 
 from zprl_sb3.policy import SteerablePolicy
 from zprl_sb3.wrappers.chunking import QUALITY, by_key, check_rendering, chunked
-from zprl_sb3.wrappers.steering import Array, LatentSteering, NoiseKind, Scale, Steering, episode_rng
+from zprl_sb3.wrappers.spec import Scale
+from zprl_sb3.wrappers.steering import (
+    ActionSteering,
+    Array,
+    EmbeddingSteering,
+    LatentSteering,
+    NoiseKind,
+    NoiseSteering,
+    Steering,
+    episode_rng,
+)
 
 
 class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -113,3 +123,58 @@ class LatentSteeringWrapper(SteeringWrapper):
         }
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
         super().__init__(env, LatentSteering(policy, scale, sample_latent, noise, random_crop), gamma)
+
+
+class _WithoutBottleneck(SteeringWrapper):
+    """The arguments that the wrappers below have in common.
+
+    :param env: The environment that the policy was trained for
+    :param policy: Frozen policy, or the path of its checkpoint
+    :param scale: λ > 0
+    :param gamma: Discount per env step
+    :param noise: ``"normal"``, or ``"zero"`` to switch the flow noise off
+    :param random_crop: Crop images at random places instead of at the centre
+    """
+
+    steering_class: ClassVar[type[Steering]]
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        policy: SteerablePolicy | str | Path,
+        scale: Scale,
+        gamma: float = 0.99,
+        noise: NoiseKind = "normal",
+        random_crop: bool = False,
+    ) -> None:
+        arguments: dict[str, Any] = {"policy": policy, "scale": scale, "gamma": gamma}
+        arguments |= {"noise": noise, "random_crop": random_crop}
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
+        super().__init__(env, self.steering_class(policy, scale, noise, random_crop), gamma)
+
+
+class ActionSteeringWrapper(_WithoutBottleneck):
+    """Policy Decorator's environment: Δa in [-1, 1]^(h A) is added, times λ, to the base chunk; the agent sees (c, a).
+
+    Arguments as :class:`LatentSteeringWrapper` has them; λ is in the policy's normalised actions.
+    """
+
+    steering_class = ActionSteering
+
+
+class EmbeddingSteeringWrapper(_WithoutBottleneck):
+    """ResEmb's environment: Δc in [-1, 1]^C moves the context to c + λΔc, without a bottleneck; the agent sees (c, c).
+
+    Arguments as :class:`LatentSteeringWrapper` has them.
+    """
+
+    steering_class = EmbeddingSteering
+
+
+class NoiseSteeringWrapper(_WithoutBottleneck):
+    """DSRL's environment: Δ in [-1, 1]^(T A), times the scale b, is the flow noise; the agent sees (c, 0).
+
+    Arguments as :class:`LatentSteeringWrapper` has them; the policy should have eight or more sampling steps.
+    """
+
+    steering_class = NoiseSteering

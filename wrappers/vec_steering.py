@@ -17,7 +17,8 @@ from zprl_sb3.robot_envs import check_kwargs
 from zprl_sb3.wrappers.chunking import QUALITY, Interface, by_key, check_chunking, check_fit, check_rendering, chunked
 from zprl_sb3.wrappers.process_vec_env import ProcessVecEnv, process_alive
 from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
-from zprl_sb3.wrappers.steering import Array, Steering, SteeringSpec, episode_rng
+from zprl_sb3.wrappers.spec import SteeringSpec
+from zprl_sb3.wrappers.steering import Array, Steering, episode_rng
 
 
 class VecSteering(VecEnvWrapper):
@@ -38,7 +39,8 @@ class VecSteering(VecEnvWrapper):
         self.steering = steering
         self.steering_spec = steering.spec(gamma)
         self._rngs = [np.random.default_rng() for _ in range(venv.num_envs)]
-        self._pending_seeds: Sequence[int | None] = [None] * venv.num_envs
+        # They may have been seeded before: SB3's make_vec_env does so.
+        self._pending_seeds: Sequence[int | None] = list(venv.unwrapped._seeds)
         self._observation: dict[str, Array] = {}
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:

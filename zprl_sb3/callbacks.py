@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from zprl_sb3.background import BackgroundEvaluation
 from zprl_sb3.diagnostics import STEERING_COLUMNS, evaluation_row
-from zprl_sb3.files import atomic_path, recovered
+from zprl_sb3.files import atomic_path, read_rows, recovered, write_rows
 from zprl_sb3.interrupts import Interrupts
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import VecSteering
@@ -110,22 +109,8 @@ class SteeringEvalCallback(BaseCallback):
             print(
                 f"{row['env_steps']:>8} env steps: success {row['success_rate']:.2f} "
                 f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}] on {self.episodes} episodes, "
-                f"mean length {row['mean_length']:.0f}, RMS(λΔz)/RMS(z) {row['rms_ratio']:.2f}"
+                f"mean length {row['mean_length']:.0f}, RMS(λΔz) {row['rms_step']:.2f}, RMS(z) {row['rms_z']:.2f}"
             )
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Read a CSV file of numbers."""
-    with open(path, newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows with equal keys as CSV, atomically."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _finish_updates(model: BaseAlgorithm) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.files import atomic_path, recovered, sha256, write_json
+from zprl_sb3.flow import time_grid
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, check_chunk
 
 FORMAT = "zprl_sb3.policy"
@@ -54,6 +56,13 @@ def _describe(policy: FlowPolicy, weights_sha256: str) -> dict[str, Any]:
     }
 
 
+def copy_policy(checkpoint: str | Path, folder: str | Path) -> None:
+    """Copy a checkpoint into a run's folder, whole, unless it is there."""
+    if not recovered(folder).is_dir():
+        with atomic_path(folder) as temporary:
+            shutil.copytree(checkpoint, temporary)
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint's ``config.json``.
 
@@ -83,17 +92,26 @@ def _check_version(found: Any, file: Path) -> None:
         )
 
 
-def load_policy(path: str | Path, chunk: int | None = None, device: th.device | str = "cpu") -> FlowPolicy:
+def load_policy(
+    path: str | Path,
+    chunk: int | None = None,
+    device: th.device | str = "cpu",
+    sampling_steps: int | None = None,
+) -> FlowPolicy:
     """Load a frozen policy from a checkpoint folder.
 
     :param path: The folder
     :param chunk: h, executed actions, from 1 to the horizon; the checkpoint's own where None
     :param device: Where to put the weights
+    :param sampling_steps: Steps of the sampler, at least 1; the checkpoint's own where None
     :raises CheckpointError: If a file is missing, truncated, changed or of another project; the message names it
-    :raises ValueError: If the chunk is longer than the horizon
+    :raises ValueError: If the chunk is longer than the horizon, or the sampler has no step
     """
     config = read_config(path)
     policy = _build(config, Path(path) / CONFIG)
+    if sampling_steps is not None:
+        time_grid(sampling_steps)
+        policy.config = replace(policy.config, sampling_steps=sampling_steps)
     if chunk is not None:
         check_chunk(chunk, policy.horizon)
         policy.chunk = chunk

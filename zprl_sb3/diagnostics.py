@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from zprl_sb3.evaluation import evaluate
+from zprl_sb3.smoothness import SMOOTHNESS
 from zprl_sb3.wrappers import LatentSteering, Steering, VecSteering
 
 Array = NDArray[np.float32]
@@ -62,8 +64,9 @@ class Recorder:
 def steering_diagnostics(steering: Steering, observation: Mapping[str, Array], delta: Array) -> dict[str, float]:
     """Return how far Δz moves the policy.
 
-    ``rms_ratio`` is RMS(λΔz) / RMS(z); the paper advises 0.1 to 0.2. For latent steering also, as means of L2 norms
-    with c̃ = g(z + λΔz): ``context_distance`` ‖c̃ - c‖ and ``displacement`` ‖c̃ - g(z)‖ (advised: below about 0.8).
+    ``rms_ratio`` is RMS(λΔz) / RMS(z); the paper advises 0.1 to 0.2. Where z is 0, as that of noise is, there is none.
+    For latent steering also, as means of L2 norms with c̃ = g(z + λΔz): ``context_distance`` ‖c̃ - c‖ and
+    ``displacement`` ‖c̃ - g(z)‖ (advised: below about 0.8).
 
     :param steering: What is steered
     :param observation: {"c": (N, C), "z": (N, d)}
@@ -71,7 +74,7 @@ def steering_diagnostics(steering: Steering, observation: Mapping[str, Array], d
     """
     z, step = observation["z"], steering.step(delta)
     rms_z, rms_step = (float(np.sqrt(np.mean(np.square(x)))) for x in (z, step))
-    result = {"rms_z": rms_z, "rms_step": rms_step, "rms_ratio": rms_step / max(rms_z, 1e-8)}
+    result = {"rms_z": rms_z, "rms_step": rms_step} | ({"rms_ratio": rms_step / rms_z} if rms_z else {})
     if isinstance(steering, LatentSteering):
         with th.no_grad():
             steered, plain = (
@@ -86,8 +89,8 @@ def steering_diagnostics(steering: Steering, observation: Mapping[str, Array], d
 def evaluation_row(model: PolicyPredictor, env: VecSteering, seed: int, episodes: int) -> dict[str, Any]:
     """Return what one evaluation says about a model, as one row of a table.
 
-    ``success_rate`` with its 95 % interval ``ci_low``, ``ci_high``, ``mean_length`` in env steps, ``mean_return``, and
-    :func:`steering_diagnostics`.
+    ``success_rate`` with its 95 % interval ``ci_low``, ``ci_high``, ``mean_length`` in env steps, ``mean_return``,
+    smoothness where the environment tells it, and :func:`steering_diagnostics`.
 
     :param model: An SB3 algorithm or policy
     :param env: Steered environments made with ``seeded_episodes=True``
@@ -97,10 +100,18 @@ def evaluation_row(model: PolicyPredictor, env: VecSteering, seed: int, episodes
     recorder = Recorder(model, episodes)
     summary = evaluate(recorder, env, seed, episodes).summary()
     low, high = summary["ci95"]
-    return {
-        "success_rate": summary["success_rate"],
-        "ci_low": low,
-        "ci_high": high,
-        "mean_length": summary["mean_length"],
-        "mean_return": summary["mean_return"],
-    } | recorder.diagnose(env.steering)
+    return (
+        {
+            "success_rate": summary["success_rate"],
+            "ci_low": low,
+            "ci_high": high,
+            "mean_length": summary["mean_length"],
+            "mean_return": summary["mean_return"],
+        }
+        | {name: _number(summary[name]) for name in SMOOTHNESS if name in summary}
+        | recorder.diagnose(env.steering)
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

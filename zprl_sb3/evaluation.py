@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +13,23 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 
+from zprl_sb3.smoothness import smoothness
+
 
 @dataclass
 class Evaluation:
-    """Results by episode, in the order of the seeds. Lengths are in **env steps**, returns are undiscounted."""
+    """Results by episode, in the order of the seeds. Lengths are in **env steps**, returns are undiscounted.
+
+    ``commanded`` are the positions (length, hands, 3) that the hands were sent to, every ``dt`` seconds, or None where
+    the environment does not tell.
+    """
 
     seeds: list[int] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
+    commanded: list[NDArray[Any] | None] = field(default_factory=list)
+    dt: float = 1.0
 
     @property
     def success_rate(self) -> float:
@@ -28,7 +37,10 @@ class Evaluation:
         return float(np.mean(self.successes))
 
     def summary(self) -> dict[str, Any]:
-        """Return success_rate, ci95 (Wilson), episodes, seeds (first and last), mean lengths and return."""
+        """Return success_rate, ci95 (Wilson), episodes, seeds (first and last), mean lengths and return.
+
+        Where the environment tells where it sends the hands, also :meth:`smoothness`.
+        """
         lengths = np.array(self.lengths)
         succeeded = lengths[np.array(self.successes)]
         return {
@@ -39,7 +51,19 @@ class Evaluation:
             "mean_length": float(lengths.mean()),
             "mean_length_of_successes": float(succeeded.mean()) if len(succeeded) else None,
             "mean_return": float(np.mean(self.returns)),
-        }
+        } | self.smoothness()
+
+    def smoothness(self) -> dict[str, float | None]:
+        """Return velocity, acceleration and jerk of the successful episodes; None where there is none, {} if not told.
+
+        Of the successful ones only, as the paper's authors do: a hand that is stuck is smooth, too.
+        """
+        told = [positions for positions in self.commanded if positions is not None]
+        if len(told) < len(self.successes):
+            return {}
+        succeeded = [positions for positions, success in zip(told, self.successes, strict=True) if success]
+        means = smoothness(succeeded, self.dt)
+        return {name: value if math.isfinite(value) else None for name, value in means.items()}
 
 
 class NoSteering:
@@ -73,7 +97,8 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
         raise ValueError(
             f"{episodes} episodes cannot be divided evenly among {env.num_envs} environments; the seeds would have gaps"
         )
-    result = Evaluation()
+    result = Evaluation(dt=_seconds_per_step(env))
+    under_way: defaultdict[int, list[Any]] = defaultdict(list)
 
     def note(local: dict[str, Any], _: dict[str, Any]) -> None:
         info = local["info"]
@@ -81,7 +106,10 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
             raise ValueError("These environments are not for evaluation: make them with seeded_episodes=True")
         if local["done"] and "is_success" not in info:
             raise ValueError("The environment does not tell success: its info needs 'is_success' at an episode's end")
+        under_way[local["i"]].append(info.get("commanded"))
         if local["done"]:
+            parts = under_way.pop(local["i"])
+            result.commanded.append(None if parts[0] is None else np.concatenate(parts))
             result.seeds.append(info["episode_seed"])
             result.successes.append(bool(info["is_success"]))
             result.lengths.append(int(info["episode"]["l"]))
@@ -90,9 +118,14 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
     env.seed(seed)
     evaluate_policy(model, env, episodes, deterministic=True, callback=note, warn=False)
     order = np.argsort(result.seeds)
-    return Evaluation(
-        *([values[k] for k in order] for values in (result.seeds, result.successes, result.lengths, result.returns))
-    )
+    for name in ("seeds", "successes", "lengths", "returns", "commanded"):
+        values = getattr(result, name)
+        setattr(result, name, [values[k] for k in order])
+    return result
+
+
+def _seconds_per_step(env: VecEnv) -> float:
+    return 1.0 / float(env.get_attr("metadata")[0].get("render_fps") or 1.0)
 
 
 def parallel_envs(episodes: int, at_most: int = 25) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import json
@@ -128,6 +129,20 @@ def write_json(path: str | Path, data: dict[str, Any]) -> None:
     """Write ``data`` as readable JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read a CSV file of numbers."""
+    with open(path, newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def write_rows(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV, atomically; what a row lacks, one of an earlier version for instance, is NaN."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), restval="nan")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def sha256(path: str | Path) -> str:

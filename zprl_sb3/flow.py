@@ -41,7 +41,8 @@ def time_grid(steps: int) -> list[float]:
     """
     if steps < 1:
         raise ValueError(f"The sampler needs at least one step, not {steps}")
-    return [float(k) for k in th.linspace(1.0, 1.0 / LEVELS, steps)] + [0.0]
+    last = 1.0 / LEVELS
+    return [1.0 - (1.0 - last) * step / max(1, steps - 1) for step in range(steps)] + [0.0]
 
 
 def sample(velocity: Velocity, noise: th.Tensor, condition: th.Tensor, steps: int) -> th.Tensor:

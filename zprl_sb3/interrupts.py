@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # from a person, and from a scheduler (Slurm, Docker) before it kills
+PARENT = "ZPRL_PARENT"  # an environment variable: process with which :func:`end_with_parent` ends this one
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 TERMINATED = 128 + signal.SIGTERM  # 143, the exit status that shells and schedulers expect
 
 
@@ -81,3 +85,19 @@ def _say(text: str) -> None:
     # Past Python's buffers: a handler that runs in the middle of another print may not use them.
     with suppress(OSError):  # Ctrl-C has ended the program behind a pipe, too
         os.write(2, text.encode())
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the process that started this one ends, if that asked for it by ``ZPRL_PARENT`` (Linux).
+
+    So a benchmark that is killed leaves no runs that a new one would run beside. The process asks for itself: what
+    Python calls between fork and exec needs a copy of the starting process's memory, and may hang among threads.
+
+    :raises SystemExit: If that process has ended already
+    """
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        raise SystemExit(TERMINATED)

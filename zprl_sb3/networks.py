@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch as th
 from torch import nn
 
+from zprl_sb3.convolutions import Conv1d, ConvTranspose1d
 from zprl_sb3.flow import LEVELS
 
 KERNEL = 5
@@ -43,7 +44,7 @@ def _conv_block(inputs: int, outputs: int) -> nn.Sequential:
     # 8 groups from 128 channels on, as in the paper. Smaller groups, in narrow networks, would normalise away the noise
     # that the velocity must reproduce: chunks would then depend on w where they should not.
     groups = max(1, min(MAX_GROUPS, outputs // MIN_GROUP_SIZE))
-    convolution = nn.Conv1d(inputs, outputs, KERNEL, padding=KERNEL // 2)
+    convolution = Conv1d(inputs, outputs, KERNEL, padding=KERNEL // 2)
     return nn.Sequential(convolution, nn.GroupNorm(groups, outputs), nn.Mish())
 
 
@@ -55,7 +56,7 @@ class ResidualBlock(nn.Module):
         self.first = _conv_block(inputs, outputs)
         self.second = _conv_block(outputs, outputs)
         self.film = nn.Sequential(nn.Mish(), nn.Linear(condition_dim, 2 * outputs))
-        self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: th.Tensor, condition: th.Tensor) -> th.Tensor:
         scale, bias = self.film(condition)[:, :, None].chunk(2, dim=1)
@@ -81,16 +82,16 @@ class ConditionalUnet1d(nn.Module):
         self.time_embedding = TimeEmbedding(time_dim)
         levels = list(zip([action_dim, *widths[:-1]], widths, strict=True))
         self.down = nn.ModuleList(_level(inputs, outputs, film_dim) for inputs, outputs in levels)
-        self.downsample = nn.ModuleList(nn.Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
+        self.downsample = nn.ModuleList(Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
         self.middle = _level(widths[-1], widths[-1], film_dim)
         self.upsample = nn.ModuleList(
-            nn.ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in reversed(widths[1:])
+            ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in reversed(widths[1:])
         )
         self.up = nn.ModuleList(
             _level(below + skip, skip, film_dim)
             for below, skip in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
         )
-        self.head = nn.Sequential(_conv_block(widths[0], widths[0]), nn.Conv1d(widths[0], action_dim, 1))
+        self.head = nn.Sequential(_conv_block(widths[0], widths[0]), Conv1d(widths[0], action_dim, 1))
 
     def forward(self, actions: th.Tensor, times: th.Tensor, condition: th.Tensor) -> th.Tensor:
         """Return the velocity (B, T, A) at noisy actions (B, T, A), times (B,) and condition (B, C)."""

@@ -51,7 +51,7 @@ class SteeringReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
         context_dtype: str = "float32",
-        n_steps: int = 1,
+        n_steps: int = 3,
         gamma: float = 1.0,
     ) -> None:
         # Not ReplayBuffer's own, which would allocate every observation twice.

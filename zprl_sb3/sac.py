@@ -45,7 +45,8 @@ class SteeringSAC(SAC):
 
     No entropy in the target · Q(c, z + λΔz) · target: minimum over a random 2 of n critics, actor: mean over all ·
     critics bounded to (0, 1) for sparse rewards · actor, temperature and target every ``policy_delay`` critic updates ·
-    own critic learning rate · clipped gradients · target entropy -d/2 · temperature from 0.01 · warm-up with Δz = 0.
+    own critic learning rate · clipped gradients · target entropy -d/2 · temperature from 0.01 ·
+    warm-up with the base policy, Δz = 0.
 
     **Clocks.** ``total_timesteps``, ``learning_starts``, ``train_freq`` and callbacks count *chunks*, as SB3 counts
     steps; ``env_steps`` and ``time/env_steps`` count *env steps*. gamma, per env step, and λ belong to the wrapper;
@@ -72,14 +73,16 @@ class SteeringSAC(SAC):
     :param autocast: Compute the hidden layers in bfloat16, for processors that multiply it themselves
     :param anneal: Chunks after the warm-up over which the reach of Δz rises from a tenth to all of λ; 0: all of it from
         the start
+    :param progressive: Chunks over which the share of steered ones rises from 0 to 1, counted from the first; the
+        others are the base policy's (Policy Decorator's progressive exploration). 0: all of them are steered
     :param bootstrap_timeouts: Bootstrap from the last observation at a time-out; otherwise time-outs are terminal
     :param replay_buffer_class: Replay buffer
     :param replay_buffer_kwargs: Further arguments of the replay buffer: n_steps and context_dtype of
         :class:`~zprl_sb3.replay.SteeringReplayBuffer`. Its handling of time-outs and its discount follow the above
     :param policy_kwargs: n_critics, layer_norm, bounded_critic, ...: :class:`~zprl_sb3.sac_policy.SteeringSACPolicy`
     :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size, ...
-    :raises ValueError: If the environment is not steered, gamma or λ differ, ``utd`` is below 1 or ``anneal`` below 0,
-        or a reward is outside [0, 1] while the critics are bounded
+    :raises ValueError: If the environment is not steered, gamma or λ differ, ``utd``, ``anneal`` or ``progressive`` is
+        negative, or a reward is outside [0, 1] while the critics are bounded
     :raises TypeError: For an argument of SB3's SAC that would have no effect here, as ``target_update_interval``
     """
 
@@ -111,6 +114,7 @@ class SteeringSAC(SAC):
         overlap: bool = False,
         autocast: bool = False,
         anneal: int = 0,
+        progressive: int = 0,
         bootstrap_timeouts: bool = False,
         replay_buffer_class: type[ReplayBuffer] = SteeringReplayBuffer,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -120,13 +124,14 @@ class SteeringSAC(SAC):
     ) -> None:
         if refused := sorted(kwargs.keys() & set(NOT_SUPPORTED)):
             raise TypeError(f"SteeringSAC does not support these arguments of SAC: {', '.join(refused)}")
-        if utd < 1 or anneal < 0:
-            raise ValueError(f"utd is at least 1 and anneal at least 0, not {utd} and {anneal}")
+        for name, value, least in (("utd", utd, 1), ("anneal", anneal, 0), ("progressive", progressive, 0)):
+            if value < least:
+                raise ValueError(f"{name} is at least {least}, not {value}")
         self.qf_learning_rate, self.utd = qf_learning_rate, utd
         self.policy_delay = policy_delay
         self.max_grad_norm = max_grad_norm
         self.overlap, self.autocast = overlap, autocast
-        self.anneal = anneal
+        self.anneal, self.progressive = anneal, progressive
         self._owed = 0  # updates that the last rollout has earned and the next one will make
         self.bootstrap_timeouts = bootstrap_timeouts
         self.steering_spec: SteeringSpec | None = None
@@ -240,6 +245,7 @@ class SteeringSAC(SAC):
     def _update(self, gradient_steps: int, batch_size: int) -> None:
         self.policy.set_training_mode(True)
         self._set_learning_rates()
+        followed = self._followed()
         losses: list[dict[str, th.Tensor]] = []
         for _ in range(gradient_steps):
             batch = self._sample(batch_size)
@@ -248,8 +254,12 @@ class SteeringSAC(SAC):
             if self._n_updates % self.policy_delay == 0:
                 log_prob, actor_losses = self._update_actor(batch)
                 losses.append(actor_losses | self._update_temperature(log_prob))
-                _follow(self.critic_target, self.critic, self.tau)
+                _follow(*followed, self.tau)
         self._log(losses)
+
+    def _followed(self) -> tuple[list[th.Tensor], list[th.Tensor]]:
+        """Return the target's weights and those that they follow."""
+        return list(self.critic_target.parameters()), weights_of(self.critic.optimizer)
 
     def _sample(self, batch_size: int) -> ReplayBufferSamples:
         """Draw a batch; with demonstrations every second transition is one of theirs (symmetric sampling)."""
@@ -262,31 +272,40 @@ class SteeringSAC(SAC):
         return joined
 
     def _update_critic(self, batch: ReplayBufferSamples) -> dict[str, th.Tensor]:
-        """L = Σ_i mean (Q_i(c, z + λΔz) - y)², y = r + (1 - done) γ^h min_{j in M} Q̄_j(c', z' + λΔz'), no entropy.
+        """L = Σ_i mean (Q_i(c, z + λΔz) - y)² with y of :meth:`_target`."""
+        with th.no_grad(), self._autocast():
+            next_delta = self.actor(batch.next_observations)
+            target = self._target(batch, self.critic_target, batch.next_observations, next_delta)
+        return self._fit(self.critic, batch.observations, batch.actions, target)
+
+    def _target(self, batch: ReplayBufferSamples, critic: SteeringCritic, obs: Any, delta: th.Tensor) -> th.Tensor:
+        """Return y = r + (1 - done) γ^h min_{j in M} Q̄_j(c', z' + λΔz') (B,), without entropy.
 
         With ``n_steps`` above 1, r sums the rewards of so many chunks and γ^h becomes their discount.
         """
         assert self.steering_spec is not None
-        with th.no_grad(), self._autocast():
-            next_delta = self.actor(batch.next_observations)
-            heads = np.random.permutation(len(self.critic.q_networks))[:TARGET_HEADS].tolist()
-            next_q = self.critic_target(batch.next_observations, next_delta, heads).amin(dim=0)
-            discount = self.steering_spec.chunk_discount if batch.discounts is None else batch.discounts[:, 0]
-            target = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * discount * next_q
+        heads = np.random.permutation(len(critic.q_networks))[:TARGET_HEADS].tolist()
+        next_q = critic(obs, delta, heads).amin(dim=0)
+        discount = self.steering_spec.chunk_discount if batch.discounts is None else batch.discounts[:, 0]
+        target: th.Tensor = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * discount * next_q
+        return target
+
+    def _fit(self, critic: SteeringCritic, obs: Any, delta: th.Tensor, target: th.Tensor) -> dict[str, th.Tensor]:
+        """Step all heads towards their targets, (B,) or (n, B)."""
         with self._autocast():
-            q = self.critic(batch.observations, batch.actions)
+            q = critic(obs, delta)
         loss = F.mse_loss(q, target.expand_as(q), reduction="none").mean(dim=1).sum()
-        self._descend(self.critic.optimizer, loss, list(self.critic.parameters()))
+        self._descend(critic.optimizer, loss)
         return {"critic_loss": loss.detach(), "q_mean": q.detach().mean(), "q_target": target.mean()}
 
     def _update_actor(self, batch: ReplayBufferSamples) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """L = mean α log π(Δz|c, z) - mean_i Q_i(c, z + λΔz); returns log π (B,) and what to log."""
         with self._autocast():
             delta, log_prob = self.actor.action_log_prob(batch.observations)
-        with _frozen(self.critic), self._autocast():
+        with _frozen(weights_of(self.critic.optimizer)), self._autocast():
             q = self.critic(batch.observations, delta).mean(dim=0)
         loss = (self._temperature() * log_prob - q).mean()
-        self._descend(self.actor.optimizer, loss, list(self.actor.parameters()))
+        self._descend(self.actor.optimizer, loss)
         rms = delta.detach().square().mean().sqrt()
         return log_prob.detach(), {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean(), "delta_rms": rms}
 
@@ -294,7 +313,9 @@ class SteeringSAC(SAC):
         """L = -α mean(log π + target entropy), with α = exp(log α)."""
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
             loss = -(self.log_ent_coef.exp() * (log_prob + float(self.target_entropy)).mean())
-            self._descend(self.ent_coef_optimizer, loss.sum(), [])
+            self.ent_coef_optimizer.zero_grad(set_to_none=True)
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+            self.ent_coef_optimizer.step()
         return {"ent_coef": self._temperature()}
 
     def _autocast(self) -> th.autocast:
@@ -303,11 +324,10 @@ class SteeringSAC(SAC):
     def _temperature(self) -> th.Tensor:
         return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
 
-    def _descend(self, optimizer: th.optim.Optimizer, loss: th.Tensor, clipped: list[nn.Parameter]) -> None:
+    def _descend(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if clipped:
-            nn.utils.clip_grad_norm_(clipped, self.max_grad_norm, foreach=True)
+        nn.utils.clip_grad_norm_(weights_of(optimizer), self.max_grad_norm, foreach=True)
         optimizer.step()
 
     def _set_learning_rates(self) -> None:
@@ -330,15 +350,27 @@ class SteeringSAC(SAC):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the Δz to execute and to store: zeros during warm-up, then samples of the actor."""
+        """Return the Δz to execute and to store: the base policy's during warm-up, then samples of the actor."""
         if self.num_timesteps < learning_starts:
-            assert isinstance(self.action_space, spaces.Box)
-            zeros = np.zeros((n_envs, *self.action_space.shape), np.float32)
-            return zeros, zeros
+            delta = self._base_delta(n_envs)
+            return delta, delta
         if self.anneal:
             rise = (self.num_timesteps - learning_starts) / self.anneal
             self.policy.set_reach(min(1.0, FIRST_REACH + (1 - FIRST_REACH) * rise))
-        return super()._sample_action(learning_starts, action_noise, n_envs)
+        delta, stored = super()._sample_action(learning_starts, action_noise, n_envs)
+        if self.num_timesteps < self.progressive:
+            steered = np.random.random((n_envs, 1)) < self.num_timesteps / self.progressive
+            base = self._base_delta(n_envs)
+            delta, stored = (np.where(steered, each, base) for each in (delta, stored))
+        return delta, stored
+
+    def _base_delta(self, n_envs: int) -> NDArray[np.float32]:
+        """Return the Δz with which the base policy acts."""
+        assert isinstance(self.action_space, spaces.Box)
+        assert self.steering_spec is not None
+        shape, std = (n_envs, *self.action_space.shape), self.steering_spec.warm_up_std
+        random = std * np.random.standard_normal(shape) if std else np.zeros(shape)
+        return np.clip(random, -1.0, 1.0).astype(np.float32)
 
     def _store_transition(
         self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: NDArray[np.float32], *rest: Any
@@ -416,16 +448,24 @@ class _Busy(VecEnvWrapper):
 
 
 @th.no_grad()
-def _follow(target: nn.Module, source: nn.Module, tau: float) -> None:
+def _follow(target: list[th.Tensor], source: list[th.Tensor], tau: float) -> None:
     """θ̄ ← θ̄ + τ(θ - θ̄), all weights in one call."""
-    th._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    th._foreach_lerp_(target, source, tau)
+
+
+def weights_of(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+    """Return the weights that an optimiser steps."""
+    weights: list[th.Tensor] = optimizer.param_groups[0]["params"]
+    return weights
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients pass through the module, but none are computed for its weights."""
-    module.requires_grad_(False)
+def _frozen(weights: list[th.Tensor]) -> Iterator[None]:
+    """Gradients pass through a network, but none are computed for its weights."""
+    for weight in weights:
+        weight.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        for weight in weights:
+            weight.requires_grad_(True)

@@ -16,7 +16,8 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 from torch.nn import functional as F
 
-from zprl_sb3.wrappers.steering import Scale
+from zprl_sb3.chains import can_chain, run_chains
+from zprl_sb3.wrappers.spec import Scale
 
 
 class SteeringActor(Actor):
@@ -41,7 +42,10 @@ class SteeringActor(Actor):
 
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
         """Return mean and log σ (B, d) before the tanh that squashes Δz."""
-        features = self.latent_pi(self.extract_features(obs, self.features_extractor))
+        if can_chain(self.latent_pi, self.device):
+            (features,) = run_chains([self.latent_pi], obs["c"], obs["z"])  # type: ignore[index]
+        else:
+            features = self.latent_pi(self.extract_features(obs, self.features_extractor))
         low, high = self.log_std_bounds
         with th.autocast(features.device.type, enabled=False):  # as in the critic
             mean, unit = self.mu(features.float()), th.tanh(self.log_std(features.float()))  # type: ignore[operator]
@@ -121,56 +125,43 @@ class SteeringCritic(BaseModel):
         :param delta: Δz (B, d)
         :param heads: Indices of the heads to compute
         """
-        parts = (obs["c"], obs["z"] + self.scale * delta)
-        inputs = th.cat(parts, dim=1) if self._learns() else parts
         chosen = range(len(self.q_networks)) if heads is None else heads
         networks: list[Any] = [self.q_networks[head] for head in chosen]
+        inputs = obs["c"], obs["z"] + self.scale * delta
         # On a CPU core matrices are faster one by one, on a GPU all at once.
-        at_once = self.device.type == "cuda" and all(_can_be_stacked(layer) for layer in networks[0])
-        values = _values_at_once(networks, inputs) if at_once else _values(networks, inputs)
+        if can_chain(networks[0], self.device):
+            values = _values(networks, run_chains([[*network][:-1] for network in networks], *inputs))
+        elif self.device.type == "cuda" and all(_can_be_stacked(layer) for layer in networks[0]):
+            values = _values_at_once(networks, *inputs)
+        else:
+            together = th.cat(inputs, dim=1)
+            values = _values(networks, [network[:-1](together) for network in networks])
         return 0.5 * (values.tanh() + 1) if self.bounded else values
 
-    def _learns(self) -> bool:
-        return th.is_grad_enabled() and any(weight.requires_grad for weight in self.q_networks[0].parameters())
 
-
-Inputs = th.Tensor | tuple[th.Tensor, th.Tensor]
-"""[c, z̃] (B, C + d); or c and z̃ apart, where no gradient for the weights is wanted: then there is none to compute for
-c either, which would be most of the first layer's, and nothing is copied."""
-
-
-def _values(networks: Sequence[Any], inputs: Inputs) -> th.Tensor:
-    """Return Q (n, B) of n heads, each last layer in float32 under autocast, too.
+def _values(networks: Sequence[Any], features: Sequence[th.Tensor]) -> th.Tensor:
+    """Return Q (n, B) of n heads' last features (B, H), in float32 under autocast, too.
 
     In bfloat16 Q would step by 1/256 between ½ and 1.
     """
-    outputs = []
-    for first, *hidden, last in networks:
-        features = first(inputs) if isinstance(inputs, th.Tensor) else _in_parts(first, *inputs)
-        for layer in hidden:
-            features = layer(features)
-        with th.autocast(features.device.type, enabled=False):
-            outputs.append(last(features.float()).squeeze(1))
-    return th.stack(outputs)
+    with th.autocast(features[0].device.type, enabled=False):
+        values = [
+            network[-1](each.to(network[-1].weight.dtype)) for network, each in zip(networks, features, strict=True)
+        ]
+    return th.cat(values, dim=1).t()
 
 
-def _in_parts(layer: Any, context: th.Tensor, latent: th.Tensor) -> th.Tensor:
-    """Return W [c, z̃] + b."""
-    of_context, of_latent = layer.weight.split([context.shape[1], latent.shape[1]], dim=1)
-    return th.addmm(F.linear(context, of_context, layer.bias), latent, of_latent.t())
+def _values_at_once(networks: Sequence[Any], context: th.Tensor, latent: th.Tensor) -> th.Tensor:
+    """Return Q (n, B) of n heads by products of stacked matrices.
 
-
-def _values_at_once(networks: Sequence[Any], inputs: Inputs) -> th.Tensor:
-    """Return what :func:`_values` returns, by products of stacked matrices."""
+    [c, z̃] stay apart: no gradient is computed for c, which would be most of the first layer's.
+    """
     first, *hidden, last = zip(*networks, strict=True)
-    if isinstance(inputs, th.Tensor):
-        features = _product(first, inputs.expand(len(first), *inputs.shape))
-    else:
-        weights, heads = th.stack([layer.weight for layer in first]), len(first)
-        of_context, of_latent = th.split(weights, [part.shape[1] for part in inputs], dim=2)
-        context, latent = (part.expand(heads, *part.shape) for part in inputs)
-        bias = th.stack([layer.bias for layer in first]).unsqueeze(1)
-        features = th.baddbmm(th.baddbmm(bias, context, of_context.mT), latent, of_latent.mT)
+    weights, heads = th.stack([layer.weight for layer in first]), len(first)
+    of_context, of_latent = th.split(weights, [context.shape[1], latent.shape[1]], dim=2)
+    context, latent = (part.expand(heads, *part.shape) for part in (context, latent))
+    bias = th.stack([layer.bias for layer in first]).unsqueeze(1)
+    features = th.baddbmm(th.baddbmm(bias, context, of_context.mT), latent, of_latent.mT)
     for layers in hidden:
         if isinstance(layers[0], nn.Linear):
             features = _product(layers, features)
@@ -181,7 +172,7 @@ def _values_at_once(networks: Sequence[Any], inputs: Inputs) -> th.Tensor:
         else:
             features = layers[0](features)
     with th.autocast(features.device.type, enabled=False):
-        return _product(last, features.float()).squeeze(2)
+        return _product(last, features.to(last[0].weight.dtype)).squeeze(2)
 
 
 def _can_be_stacked(layer: nn.Module) -> bool:
@@ -268,9 +259,13 @@ class SteeringSACPolicy(SACPolicy):
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> SteeringCritic:
         """Build a critic ensemble on the policy's device."""
+        return self._make_critic(features_extractor)
+
+    def _make_critic(self, features_extractor: BaseFeaturesExtractor | None = None, **changes: Any) -> SteeringCritic:
+        """Build one with some arguments changed."""
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
         kwargs.pop("share_features_extractor")
-        return SteeringCritic(**kwargs, **self.steering_kwargs).to(self.device)
+        return SteeringCritic(**(kwargs | self.steering_kwargs | changes)).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters() | {"log_std_bounds": self.log_std_bounds}

@@ -18,6 +18,18 @@ OPEN = frozenset({"env_kwargs", "train_env_kwargs", "operators", "policy_kwargs"
 # Settings of a run that say how long, where and how closely watched it is, not what it learns.
 NOT_IDENTITY = ("n_timesteps", "eval_freq", "eval_beside", "save_freq", "subprocess")
 
+METHODS = {
+    ("latent", "sac"): "ZPRL",
+    ("action", "sac"): "Policy Decorator",
+    ("noise", "sac"): "DSRL",
+    ("noise", "dsrl_na"): "DSRL-NA",
+    ("embedding", "sac"): "ResEmb",
+    ("latent", "tqc"): "TQC",
+    ("latent", "trpo"): "TRPO",
+    ("latent", "soe"): "SOE",
+}
+"""What papers call the methods, by the settings ``steering`` and ``learner``."""
+
 
 class _Loader(yaml.SafeLoader):
     """Takes 1e-4 for a number, as YAML 1.2 does; YAML 1.1 wants 1.0e-4."""
@@ -34,7 +46,9 @@ def load_settings(
     """Return the settings of one environment: ``default``, then the environment's own entry, then the overrides.
 
     An entry may name another entry to start from under ``default`` (``default: robosuite``), which may do the same, and
-    changes for state observations, where smaller networks and fewer steps will do, under ``state``.
+    changes for state observations, where smaller networks and fewer steps will do, under ``state``. A file that
+    ``extends`` another one of ``hyperparams/`` changes the settings that come from there; the tables that it
+    ``replaces`` are its own as a whole.
 
     :param name: File in ``hyperparams/`` (``"zprl.yml"``) or the path of a file of the user's
     :param env_id: Gymnasium id, e.g. ``"zprl/Push-v0"``
@@ -45,15 +59,27 @@ def load_settings(
         the tables in ``OPEN``
     :raises ValueError: If the file is no such table, or a value is of another kind than the default
     """
-    tables = _read(name)
-    default, *entries = _entries(name, tables, env_id)
-    states = [entry.pop("state", {}) for entry in entries]
-    settings = copy.deepcopy(default)
-    for changes in (*entries, *(states if observation == "state" else ())):
-        _merge(settings, changes, default, where=f"{name}, {env_id}")
+    settings, default = _of_file(name, env_id, observation)
     for override in overrides:
         _merge(settings, parse_override(override), default, where=f"override {override!r}")
     return settings
+
+
+def _of_file(name: str, env_id: str, observation: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an environment's settings, and the default entry that says which there are and of what kind."""
+    tables = _read(name)
+    first, *others = _entries(name, tables, env_id)
+    if "extends" in tables:
+        settings, default = _of_file(str(tables["extends"]), env_id, observation)
+        for key in tables.get("replaces", ()):
+            settings[key], default[key] = copy.deepcopy(first[key]), first[key]
+        others.insert(0, first)
+    else:
+        settings, default = copy.deepcopy(first), first
+    states = [entry.pop("state", {}) for entry in others]
+    for changes in (*others, *(states if observation == "state" else ())):
+        _merge(settings, changes, default, where=f"{name}, {env_id}")
+    return settings, default
 
 
 def _entries(name: str, tables: dict[str, Any], env_id: str) -> list[dict[str, Any]]:

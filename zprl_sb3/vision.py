@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch as th
 from torch import nn
 
+from zprl_sb3.convolutions import Conv2d
+
 GROUP_SIZE = 16  # channels per group of a GroupNorm
 SPATIAL_MAPS = 8  # learned weightings of the final feature map, per channel
 # Of ImageNet, for images in [0, 1].
@@ -39,8 +41,8 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(1, channels // GROUP_SIZE), channels)
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> Conv2d:
+    layer = Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 

@@ -14,7 +14,7 @@ def test_it_ends_with_rates_and_ratios(
     benchmark_module: Any, results: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     module = benchmark_module("loop")
-    monkeypatch.setattr(module, "CASES", (("box_close", "zprl/BoxClose-v0", "state"),))
+    monkeypatch.setattr(module, "CASES", (("box_close", "zprl/BoxClose-v0", "state", 2),))
     monkeypatch.setattr(module, "BURST", 3)
     assert module.main(["--quick"]) == 0
     found = results(capsys.readouterr().out)
@@ -26,7 +26,7 @@ def test_it_ends_with_rates_and_ratios(
     assert ratio == pytest.approx(rates["overlapped"] / rates["sequential"], abs=0.01)
     share = found["loop_of_ideal_box_close_state_sequential"][0]
     assert share == pytest.approx(rates["sequential"] / min(rates["simulator"], rates["updates"]), abs=0.01)
-    limit = module.limit_of_cores(rates["simulator"], rates["updates"], len(os.sched_getaffinity(0)))
+    limit = module.limit_of_cores(rates["simulator"], rates["updates"], 2, len(os.sched_getaffinity(0)))
     share = found["loop_of_cores_box_close_state_overlapped"][0]
     assert share == pytest.approx(rates["overlapped"] / min(limit, rates["simulator"], rates["updates"]), abs=0.01)
 
@@ -34,8 +34,9 @@ def test_it_ends_with_rates_and_ratios(
 def test_cores_that_are_all_at_work_are_the_limit(benchmark_module: Any) -> None:
     limit_of_cores = benchmark_module("loop").limit_of_cores
     # A step of each of two environments takes 10 ms of a core, and so does the update for each of these steps.
-    assert limit_of_cores(200.0, 100.0, 2) == pytest.approx(100.0)
-    assert limit_of_cores(100.0, 100.0, 1) == pytest.approx(50.0)
+    assert limit_of_cores(200.0, 100.0, 2, 2) == pytest.approx(100.0)
+    assert limit_of_cores(100.0, 100.0, 2, 1) == pytest.approx(50.0)
+    assert limit_of_cores(100.0, 100.0, 1, 2) == pytest.approx(100.0)
 
 
 def test_an_untrained_policy_keeps_robosuites_arm_near_its_first_pose(benchmark_module: Any) -> None:

@@ -37,7 +37,7 @@ def test_it_ends_with_rates_and_their_ratios(
     found = results(capsys.readouterr().out)
     rates = [f"updates_2_critics_{name}" for name in ("sb3", *NAMES)]
     ratios = [f"update_ratio_2_critics_{name}" for name in NAMES]
-    products = [f"product_2_critics_{precision}" for precision in ("float32", "bfloat16")]
+    products = [f"product_2_critics_{precision}" for precision in ("float32", "float32_onednn", "bfloat16")]
     assert list(found)[: len(rates + ratios + products)] == rates + ratios + products
     assert len(found) == len(rates + ratios + products) + 2 * 5
     assert all(found[name][1] == "updates/s" for name in rates)
@@ -99,5 +99,5 @@ def test_the_quick_form_stays_under_its_50_seconds(repository: Path, results: An
     # Of the processor, which it has to itself unless tests run beside it.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 50
     found = results(output)
-    assert len(found) == 42
+    assert len(found) == 44
     assert all(figure > 0 for figure, _ in found.values())

@@ -298,3 +298,11 @@ def test_cameras_can_be_chosen():
 @pytest.mark.parametrize(("env_id", "camera"), CAMERAS)
 def test_every_camera_shows_what_it_did_when_we_looked(env_id, camera):
     simulated.check_frame(make(env_id), camera, f"{env_id[5:-3]}_{camera}.png")
+
+
+def test_what_is_commanded_is_the_place_of_the_action() -> None:
+    env = make(robosuite_id("transport"))
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    env.step(action)
+    np.testing.assert_allclose(env.unwrapped.commanded(), action.reshape(2, 10)[:, :3], rtol=1e-6)

@@ -40,6 +40,8 @@ def zprl(capsys: pytest.CaptureFixture[str]) -> Program:
 def start() -> Iterator[Start]:
     """Start a program in a process group of its own, as a terminal does, with all its output in one pipe."""
     processes: list[subprocess.Popen[str]] = []
+    toy_task = str(Path(helpers.__file__).parent)
+    path = os.pathsep.join([toy_task, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
     def run(*arguments: str | Path) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -48,7 +50,7 @@ def start() -> Iterator[Start]:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(Path(helpers.__file__).parent)},  # where the toy task is
+            env={**os.environ, "PYTHONPATH": path},
         )
         processes.append(process)
         return process

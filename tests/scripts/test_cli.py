@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -129,3 +131,37 @@ def test_a_program_that_is_run_as_a_module_behaves_the_same() -> None:
         result.stderr
         == "zprl report: nowhere has no run.yml: it is not a run of `zprl train`, or has not evaluated yet\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("pages", "tunables", "after"),
+    [
+        ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", None),
+        ("[always] madvise never", None, None),
+        ("always madvise [never]", None, None),
+        (None, None, None),
+    ],
+)
+def test_the_command_starts_anew_with_huge_pages_where_they_are_for_the_asking(
+    pages: str | None, tunables: str | None, after: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pages is not None:
+        (tmp_path / "enabled").write_text(pages)
+    monkeypatch.setattr(cli, "HUGE_PAGES", tmp_path / "enabled")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "zprl_sb3.scripts.cli", "--help"])
+    monkeypatch.setattr(sys, "argv", ["zprl", "--help"])
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables or "")
+    started: list[Any] = []
+    monkeypatch.setattr(os, "execv", lambda *command: started.append((command, os.environ["GLIBC_TUNABLES"])))
+    assert cli.entry() == 0
+    command = (sys.executable, [sys.executable, "-m", "zprl_sb3.scripts.cli", "--help"])
+    assert started == ([] if after is None else [(command, after)])
+
+
+def test_started_anew_it_is_the_same_program() -> None:
+    command = [sys.executable, "-m", "zprl_sb3.scripts.cli", "report", "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("usage: zprl report")

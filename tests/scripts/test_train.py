@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import signal
+import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +19,16 @@ import torch as th
 
 from helpers import POINT_IMAGES, TIME_LIMIT, PointReach, image_policy, point_demonstrations, tiny_policy
 from programs import train_command
-from zprl_sb3.callbacks import read_rows, save_snapshot
+from zprl_sb3.callbacks import save_snapshot
 from zprl_sb3.checkpoint import CONFIG, WEIGHTS, load_policy, save_policy
+from zprl_sb3.files import read_rows
+from zprl_sb3.learners import learner
+from zprl_sb3.locks import locked
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import train as program
 from zprl_sb3.scripts.common import read_yaml
+from zprl_sb3.seeds import EVAL_SEED, FIRST_TRAINING_SEED, training_seed
 from zprl_sb3.wrappers import VecSteering
 
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
@@ -52,6 +58,14 @@ def test_a_run_folder_holds_all_that_is_needed(toy_run: Path, toy_policy: Path) 
     assert (toy_run / "logs" / "from_0" / "progress.csv").stat().st_size > 0
     assert list((toy_run / "logs" / "from_0").glob("events.out.tfevents.*"))
     assert not list(toy_run.rglob(".*"))  # nothing half-written
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    with locked(tmp_path / "run"):
+        code, _, err = zprl(*train_command(toy_policy, tmp_path / "run"))
+    assert code == 1
+    assert "run is in use by process" in err
+    assert not (tmp_path / "run" / "run.yml").exists()
 
 
 def test_the_same_seed_gives_the_same_run(toy_run: Path, toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
@@ -88,6 +102,75 @@ def test_a_run_with_demonstrations_goes_on_and_is_evaluated(toy_policy: Path, tm
     assert isinstance(model.steering_spec.scale, tuple)
     assert zprl("evaluate", str(output), "--episodes", "2")[0] == 0
     assert zprl(*train_command(toy_policy, output, *changes[1:]))[0] == 1  # without them it would be another run
+
+
+@pytest.mark.parametrize(
+    ("algo", "kind"), [("po_dec", "action"), ("dsrl", "noise"), ("dsrl_na", "noise"), ("resemb", "embedding")]
+)
+def test_a_baseline_is_trained_resumed_and_evaluated(
+    algo: str, kind: str, toy_policy: Path, tmp_path: Path, zprl: Any
+) -> None:
+    output = tmp_path / algo
+    command = [*train_command(toy_policy, output), "algorithm.progressive=30", "--algo", algo]
+    assert zprl(*command, "--set", "n_timesteps=40")[0] == 0
+    assert zprl(*command)[0] == 0
+    assert chunks(output) == [0, 20, 40, 60]
+    model: Any = learner("dsrl_na" if algo == "dsrl_na" else "sac").load(output / "model.zip")
+    assert model.steering_spec is not None
+    assert model.steering_spec.kind == kind
+    assert model.progressive == 30
+    assert zprl("evaluate", str(output), "--episodes", "2")[0] == 0
+    code, _, err = zprl("evaluate", str(output), "--episodes", "2", "--noise", "zero")
+    assert (code, "leaves nothing to steer" in err) == ((1, True) if kind == "noise" else (0, False))
+    steps = load_policy(toy_policy, sampling_steps=8).fingerprint()
+    assert (read_yaml(output / "run.yml")["policy"] == steps) == (kind == "noise")
+
+
+@pytest.mark.parametrize(("algo", "own"), [("tqc", ["learning_starts=8"]), ("trpo", ["n_steps=10", "batch_size=20"])])
+def test_an_algorithm_of_sb3_contrib_is_trained_resumed_and_evaluated(
+    algo: str, own: list[str], toy_policy: Path, tmp_path: Path, zprl: Any
+) -> None:
+    output = tmp_path / algo
+    command = [each for each in train_command(toy_policy, output) if not each.startswith("algorithm.")]
+    command += [*(f"algorithm.{each}" for each in own), "--algo", algo]
+    assert zprl(*command, "--set", "n_timesteps=40")[0] == 0
+    code, out, _ = zprl(*command)
+    assert code == 0
+    assert "Going on from 40 chunks" in out
+    assert chunks(output) == [0, 20, 40, 60]
+    model = learner(algo).load(output / "model.zip")
+    assert model.num_timesteps == 60
+    assert model.gamma == pytest.approx(0.9**2)  # of a chunk
+    assert zprl("evaluate", str(output), "--episodes", "2")[0] == 0
+    (output / "policy").rename(output / "gone")
+    save_policy(tiny_policy(seed=5, env_id=load_policy(toy_policy).env_id), output / "policy")
+    code, _, err = zprl("evaluate", str(output), "--episodes", "2")
+    assert code == 1
+    assert "base policy (fingerprint)" in err
+
+
+def test_without_sb3_contrib_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(ImportError, match=r"TQC is of sb3-contrib, .*: pip install 'zprl-sb3\[contrib\]'"):
+        learner("tqc")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["steering=latents"], "steering is one of latent, action, noise, embedding, not 'latents'"),
+        (["steering=action", "scale_by=demos.hdf5"], "scale_by: with steering latent and learner sac only"),
+        (["learner=ppo"], "learner is one of sac, dsrl_na, tqc, trpo, soe, not 'ppo'"),
+        (["learner=dsrl_na"], "DSRL-NA steers the noise, but in this environment latent is steered"),
+        (["sampling_steps=0"], "The sampler needs at least one step, not 0"),
+    ],
+)
+def test_settings_of_steering_that_mean_nothing_are_refused(
+    changes: list[str], message: str, toy_policy: Path, tmp_path: Path, zprl: Any
+) -> None:
+    code, _, err = zprl(*train_command(toy_policy, tmp_path / "run", *changes))
+    assert code == 1
+    assert message in err
 
 
 def test_a_finished_run_says_so(toy_run: Path, toy_policy: Path, zprl: Any) -> None:
@@ -412,6 +495,8 @@ def test_ctrl_c_waits_until_the_update_is_done(
     with monkeypatch.context() as patch:
         patch.setattr(SteeringSAC, "_update_actor", interrupted)
         assert zprl(*train_command(toy_policy, output, "save_freq=1000"))[0] == 130
+    # A progress bar that is left open draws on in a thread, for which Python may wait for ever when it ends.
+    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "_RefreshThread"]
     saved = SteeringSAC.load(output / "snapshot" / "model.zip")
     assert saved.num_timesteps == 30
     # All updates of the 20 chunks after the warm-up are in the snapshot, and the actor's are half as many.
@@ -436,7 +521,7 @@ def test_a_finished_run_goes_on_with_more_chunks(toy_run: Path, toy_policy: Path
     assert "is trained already" in zprl(*train_command(toy_policy, output, "n_timesteps=80"))[1]
 
 
-@pytest.mark.parametrize("seed", [0, program.EVAL_SEED, 100_000])
+@pytest.mark.parametrize("seed", [0, EVAL_SEED, 100_000])
 def test_training_never_meets_the_layouts_of_evaluations(
     toy_policy: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -449,14 +534,14 @@ def test_training_never_meets_the_layouts_of_evaluations(
 
     monkeypatch.setattr(PointReach, "reset", noted)
     assert zprl(*train_command(toy_policy, tmp_path / "run", "n_timesteps=20", seed=seed))[0] == 0
-    training = {each for each in seeds if each >= program.FIRST_TRAINING_SEED}
-    assert training == {program.training_seed(seed), program.training_seed(seed) + 1}
+    training = {each for each in seeds if each >= FIRST_TRAINING_SEED}
+    assert training == {training_seed(seed), training_seed(seed) + 1}
     # All others are evaluations or follow in the generator of a training seed.
-    assert all(each == -1 or each in training or 0 <= each - program.EVAL_SEED < 1000 for each in seeds)
+    assert all(each == -1 or each in training or 0 <= each - EVAL_SEED < 1000 for each in seeds)
 
 
 def test_no_two_runs_train_on_the_same_layouts() -> None:
-    starts = sorted(program.training_seed(seed, chunks) for seed in range(30) for chunks in (0, 1000, 2000))
+    starts = sorted(training_seed(seed, chunks) for seed in range(30) for chunks in (0, 1000, 2000))
     assert min(later - earlier for earlier, later in pairwise(starts)) > 1000  # environments
 
 
@@ -471,6 +556,7 @@ def test_the_environments_are_closed_after_an_error(sick_policy: Path, tmp_path:
 
 
 SETTINGS: dict[str, Any] = {
+    "steering": "latent",
     "chunk": None,
     "scale": 0.5,
     "sample_latent": True,

@@ -216,14 +216,15 @@ def steered_points(
 
 
 def tiny_model(env: Any = None, **kwargs: Any) -> SteeringSAC:
-    """Return a SteeringSAC with small networks on :func:`steered_points`.
+    """Return a SteeringSAC with small networks, and targets over one chunk, on :func:`steered_points`.
 
     :param env: A steered environment; None makes one
-    :param kwargs: Arguments of :class:`SteeringSAC`; ``policy_kwargs`` are added to the small networks
+    :param kwargs: Arguments of :class:`SteeringSAC`; ``policy_kwargs`` and ``replay_buffer_kwargs`` are added to these
     """
     settings: dict[str, Any] = {"learning_starts": 10, "batch_size": 16, "buffer_size": 500, "seed": 0, "device": "cpu"}
     settings |= kwargs
     settings["policy_kwargs"] = {"net_arch": [16, 16]} | kwargs.get("policy_kwargs", {})
+    settings["replay_buffer_kwargs"] = {"n_steps": 1} | kwargs.get("replay_buffer_kwargs", {})
     return SteeringSAC("MultiInputPolicy", steered_points() if env is None else env, **settings)
 
 

@@ -40,6 +40,12 @@ def run(env: EpisodeVideo, seed: int) -> int:
     return steps
 
 
+def test_another_outcome_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    for reach, outcome in ((0.0, "failure"), (9.0, "success"), (0.0, "failure")):
+        run(video(tmp_path, reach), 3)
+        assert [file.name for file in tmp_path.iterdir()] == [f"episode_3_{outcome}.mp4"]
+
+
 @pytest.mark.parametrize(("reach", "outcome", "color"), [(0.0, "failure", FAILURE), (9.0, "success", SUCCESS)])
 def test_an_episode_becomes_a_video_that_ends_in_its_outcome(
     tmp_path: Path, reach: float, outcome: str, color: tuple[int, int, int]

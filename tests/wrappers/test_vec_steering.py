@@ -87,6 +87,15 @@ def test_it_does_so_by_key_too(obs_steps: int) -> None:
     assert compare_with_singles(env, singles, steps=30, seed=2) > N
 
 
+def test_environments_may_be_seeded_before_they_are_steered() -> None:
+    """As SB3's make_vec_env does it."""
+    env = steered_points(n_envs=N, sample_latent=True)
+    env.venv.seed(5)
+    early = VecSteering(env.venv, env.steering, 0.9).reset()
+    env.seed(5)
+    np.testing.assert_array_equal(early["z"], env.reset()["z"])  # type: ignore[index,call-overload]
+
+
 def row_by_row(policy: FlowPolicy) -> FlowPolicy:
     """Let a policy compute each row of a batch alone, so that it gives the same bits in every batch."""
     assert policy.bottleneck is not None

@@ -20,8 +20,9 @@ from stable_baselines3.common.logger import configure
 
 from helpers import everything, same, steered_points, tiny_model
 from zprl_sb3.background import BackgroundEvaluation
-from zprl_sb3.callbacks import SteeringEvalCallback, read_rows
+from zprl_sb3.callbacks import SteeringEvalCallback
 from zprl_sb3.diagnostics import evaluation_row
+from zprl_sb3.files import read_rows
 from zprl_sb3.wrappers import VecSteering
 
 MAKE = partial(steered_points, seeded_episodes=True, env_kwargs={"reach": 0.5})

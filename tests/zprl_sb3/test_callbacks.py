@@ -15,15 +15,9 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.logger import configure
 
 from helpers import everything, same, same_contents, steered_points, tiny_model, tiny_policy
-from zprl_sb3.callbacks import (
-    SnapshotCallback,
-    SteeringEvalCallback,
-    load_snapshot,
-    read_rows,
-    save_snapshot,
-    write_rows,
-)
+from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
 from zprl_sb3.evaluation import NoSteering, evaluate
+from zprl_sb3.files import read_rows, write_rows
 from zprl_sb3.sac import SteeringSAC
 
 COLUMNS = [
@@ -152,12 +146,6 @@ def test_a_run_that_is_already_over_is_evaluated_once(tmp_path: Path) -> None:
     model = tiny_model().learn(20)
     model.learn(0, evaluation(tmp_path / "evaluations.csv"), reset_num_timesteps=False)
     assert chunks(tmp_path / "evaluations.csv") == [20]
-
-
-def test_rows_survive_the_file(tmp_path: Path) -> None:
-    rows = [{"chunks": 1.0, "success_rate": 0.1 + 0.2}, {"chunks": 2.0, "success_rate": 1e-17}]
-    write_rows(tmp_path / "rows.csv", rows)
-    assert read_rows(tmp_path / "rows.csv") == rows
 
 
 # --- Snapshots

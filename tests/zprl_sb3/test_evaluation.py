@@ -34,6 +34,7 @@ def one_by_one() -> Evaluation:
         result.successes.append(info["is_success"])
         result.lengths.append(info["episode"]["l"])
         result.returns.append(info["episode"]["r"])
+        result.commanded.append(None)  # the toy task tells nothing of hands
     return result
 
 

@@ -7,11 +7,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch as th
 from safetensors import SafetensorError
 
-from zprl_sb3.files import atomic_path, recovered, sha256, write_json
+from zprl_sb3.files import atomic_path, read_rows, recovered, sha256, write_json, write_rows
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
 needs_full = pytest.mark.skipif(not FULL.is_char_device(), reason="This system has no /dev/full")
@@ -223,3 +224,15 @@ def test_sha256_is_that_of_the_content_around_the_size_of_a_block(tmp_path: Path
     content = bytes(index % 251 for index in range(size))
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_rows_survive_the_file(tmp_path: Path) -> None:
+    rows = [{"chunks": 1.0, "success_rate": 0.1 + 0.2}, {"chunks": 2.0, "success_rate": 1e-17}]
+    write_rows(tmp_path / "rows.csv", rows)
+    assert read_rows(tmp_path / "rows.csv") == rows
+
+
+def test_rows_of_an_earlier_version_lack_figures(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.csv", [{"a": 1.0}, {"a": 2.0, "b": 3.0}])
+    first, second = read_rows(tmp_path / "rows.csv")
+    assert (first["a"], np.isnan(first["b"]), second) == (1.0, True, {"a": 2.0, "b": 3.0})

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 
 from zprl_sb3.interrupts import SIGNALS, TERMINATED, Interrupts, interrupts_wait
@@ -191,3 +192,35 @@ def test_a_process_ends_as_it_should(condition: str, numbers: list[int], output:
         assert process.returncode == code
     finally:
         process.kill()
+
+
+CHILD = """
+import time
+from zprl_sb3.interrupts import end_with_parent
+end_with_parent()
+print("on", flush=True)
+time.sleep(300)
+"""
+STARTER = f"""
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], env={{**os.environ, "ZPRL_PARENT": str(os.getpid())}})
+print(child.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        child = psutil.Process(int(starter.stdout.readline()))
+        assert starter.stdout.readline() == "on\n"
+        starter.kill()
+        psutil.wait_procs([child], timeout=60)
+        assert not child.is_running()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_process_whose_starter_has_ended_does_not_begin() -> None:
+    ended = subprocess.run([sys.executable, "-c", CHILD], env={**os.environ, "ZPRL_PARENT": "1"}, timeout=60)
+    assert ended.returncode == TERMINATED

@@ -52,7 +52,7 @@ def by_hand(length: int, first: int, chunk: int = 2) -> list[tuple[Any, Any, flo
 def test_every_chunk_from_each_of_the_first_steps_is_a_transition(demos: Path) -> None:
     policy = tiny_policy(env_id=POINT)
     assert policy.bottleneck is not None
-    batch = contents(demonstration_buffer(demos, LatentSteering(policy, 0.5), GAMMA, sparse=False))
+    batch = contents(demonstration_buffer(demos, LatentSteering(policy, 0.5), GAMMA, sparse=False, n_steps=1))
     expected = [row for length in LENGTHS for first in range(min(2, length)) for row in by_hand(length, first)]
     assert len(expected) == 3 + 2 + 1 + 1 + 1 == len(batch.rewards)
     states, following, rewards, over = (np.array(column) for column in zip(*expected, strict=True))
@@ -81,7 +81,7 @@ def test_sums_over_several_chunks_end_with_their_episode(demos: Path) -> None:
 def test_images_are_embedded_as_the_steering_sees_them(tmp_path: Path) -> None:
     demos = image_demonstrations(tmp_path / "demos.hdf5", count=2)
     policy = image_policy()
-    batch = contents(demonstration_buffer(demos, LatentSteering(policy, 0.5, random_crop=True), GAMMA))
+    batch = contents(demonstration_buffer(demos, LatentSteering(policy, 0.5, random_crop=True), GAMMA, n_steps=1))
     assert batch.observations["c"].shape[1] == policy.context_dim
     assert batch.observations["c"].isfinite().all()
 
@@ -89,7 +89,7 @@ def test_images_are_embedded_as_the_steering_sees_them(tmp_path: Path) -> None:
 def test_half_of_every_batch_is_demonstrated(demos: Path) -> None:
     env = steered_points()
     model = tiny_model(env).learn(40)
-    model.learn_from(demonstration_buffer(demos, env.steering, GAMMA))
+    model.learn_from(demonstration_buffer(demos, env.steering, GAMMA, n_steps=1))
     assert model.demonstrations is not None
     demonstrated = contents(model.demonstrations).observations["c"]
     batch = model._sample(7)
@@ -102,7 +102,7 @@ def test_half_of_every_batch_is_demonstrated(demos: Path) -> None:
 def test_they_are_not_saved_with_the_model(demos: Path, tmp_path: Path) -> None:
     env = steered_points()
     model = tiny_model(env)
-    model.learn_from(demonstration_buffer(demos, env.steering, GAMMA))
+    model.learn_from(demonstration_buffer(demos, env.steering, GAMMA, n_steps=1))
     model.save(tmp_path / "model")
     assert SteeringSAC.load(tmp_path / "model").demonstrations is None
 
@@ -113,10 +113,10 @@ def test_a_sparse_episode_ends_with_its_first_reward(tmp_path: Path) -> None:
     path = tmp_path / "demos.hdf5"
     save_demonstrations(path, [dataclasses.replace(episode, rewards=rewards)], POINT, {}, "0", {})
     steering = LatentSteering(tiny_policy(env_id=POINT), 0.5)
-    batch = contents(demonstration_buffer(path, steering, GAMMA))
+    batch = contents(demonstration_buffer(path, steering, GAMMA, n_steps=1))
     np.testing.assert_allclose(batch.rewards[:, 0], [0, GAMMA, 0, 1], rtol=1e-6)
     np.testing.assert_array_equal(batch.dones[:, 0], [0, 1, 0, 1])
-    assert len(contents(demonstration_buffer(path, steering, GAMMA, sparse=False)).rewards) == 6
+    assert len(contents(demonstration_buffer(path, steering, GAMMA, sparse=False, n_steps=1)).rewards) == 6
 
 
 def test_demonstrations_that_do_not_fit_the_model_are_refused(demos: Path) -> None:
@@ -125,21 +125,21 @@ def test_demonstrations_that_do_not_fit_the_model_are_refused(demos: Path) -> No
     with pytest.raises(ValueError, match="have n_steps 3, the model's replay buffer has 1"):
         model.learn_from(demonstration_buffer(demos, env.steering, GAMMA, n_steps=3))
     with pytest.raises(ValueError, match="have gamma"):
-        model.learn_from(demonstration_buffer(demos, env.steering, 0.5))
+        model.learn_from(demonstration_buffer(demos, env.steering, 0.5, n_steps=1))
     with pytest.raises(ValueError, match="bounded critics know returns from 0 to 1 only"):
-        model.learn_from(demonstration_buffer(demos, env.steering, GAMMA, sparse=False))
+        model.learn_from(demonstration_buffer(demos, env.steering, GAMMA, sparse=False, n_steps=1))
     assert model.demonstrations is None
     other = tiny_model(env, policy_kwargs={"bounded_critic": False})
-    other.learn_from(demonstration_buffer(demos, env.steering, GAMMA, sparse=False))
+    other.learn_from(demonstration_buffer(demos, env.steering, GAMMA, sparse=False, n_steps=1))
 
 
 def test_dense_rewards_are_not_expected_of_converted_files(tmp_path: Path) -> None:
     path = tmp_path / "demos.hdf5"
     save_demonstrations(path, [point_episode(5)], POINT, {}, "0", {"converted": {"project": "Minari"}})
     steering = LatentSteering(tiny_policy(env_id=POINT), 0.5)
-    assert demonstration_buffer(path, steering, GAMMA).size() > 0
+    assert demonstration_buffer(path, steering, GAMMA, n_steps=1).size() > 0
     with pytest.raises(DemonstrationError, match="does not hold the dense rewards"):
-        demonstration_buffer(path, steering, GAMMA, sparse=False)
+        demonstration_buffer(path, steering, GAMMA, sparse=False, n_steps=1)
 
 
 def test_a_policy_that_sees_the_state_takes_it_from_a_file_with_images(tmp_path: Path) -> None:
@@ -149,9 +149,11 @@ def test_a_policy_that_sees_the_state_takes_it_from_a_file_with_images(tmp_path:
     path = tmp_path / "demos.hdf5"
     save_demonstrations(path, [episode], POINT, {"observation": "image"}, "0", {})
     policy = tiny_policy(observation_shapes={"object": (3,), "proprio": (2,)}, env_id=POINT)
-    assert demonstration_buffer(path, LatentSteering(policy, 0.5), GAMMA, sparse=False).size() == 4
+    assert demonstration_buffer(path, LatentSteering(policy, 0.5), GAMMA, sparse=False, n_steps=1).size() == 4
     with pytest.raises(DemonstrationError, match=r"sees 'object' of shape \(4,\), the file has .*'object': \(3,\)"):
-        demonstration_buffer(path, LatentSteering(tiny_policy(observation_shapes={"object": (4,)}), 0.5), GAMMA)
+        demonstration_buffer(
+            path, LatentSteering(tiny_policy(observation_shapes={"object": (4,)}), 0.5), GAMMA, n_steps=1
+        )
 
 
 def test_a_reward_that_is_not_finite_is_named(tmp_path: Path) -> None:
@@ -159,19 +161,19 @@ def test_a_reward_that_is_not_finite_is_named(tmp_path: Path) -> None:
     broken = dataclasses.replace(point_episode(2), rewards=np.array([0.0, np.nan]))
     save_demonstrations(path, [point_episode(3), broken], POINT, {}, "0", {})
     with pytest.raises(DemonstrationError, match="demo_1, rewards: NaN"):
-        demonstration_buffer(path, LatentSteering(tiny_policy(env_id=POINT), 0.5), GAMMA)
+        demonstration_buffer(path, LatentSteering(tiny_policy(env_id=POINT), 0.5), GAMMA, n_steps=1)
 
 
 def test_demonstrations_of_another_task_are_refused(demos: Path) -> None:
     with pytest.raises(ValueError, match=f"has demonstrations of {POINT}, the policy is for zprl/Can-v0"):
-        demonstration_buffer(demos, LatentSteering(tiny_policy(env_id="zprl/Can-v0"), 0.5), GAMMA)
+        demonstration_buffer(demos, LatentSteering(tiny_policy(env_id="zprl/Can-v0"), 0.5), GAMMA, n_steps=1)
 
 
 def test_a_file_without_rewards_is_named(demos: Path) -> None:
     with h5py.File(demos, "a") as file:
         del file["data/demo_1/rewards"]
     with pytest.raises(DemonstrationError, match=r"demo_1: the key 'rewards' is missing"):
-        demonstration_buffer(demos, LatentSteering(tiny_policy(env_id=POINT), 0.5), GAMMA)
+        demonstration_buffer(demos, LatentSteering(tiny_policy(env_id=POINT), 0.5), GAMMA, n_steps=1)
 
 
 def test_the_scale_of_each_dimension_is_in_proportion_to_its_spread(demos: Path) -> None:

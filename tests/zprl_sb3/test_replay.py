@@ -21,7 +21,7 @@ ACTIONS = spaces.Box(-1, 1, (D,))
 
 
 def make(size: int, n_envs: int = 1, **kwargs: Any) -> SteeringReplayBuffer:
-    return SteeringReplayBuffer(size, SPACE, ACTIONS, "cpu", n_envs, **kwargs)
+    return SteeringReplayBuffer(size, SPACE, ACTIONS, "cpu", n_envs, **({"n_steps": 1} | kwargs))
 
 
 class World:

@@ -1,59 +1,104 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
-from zprl_sb3.callbacks import write_rows
-from zprl_sb3.report import ReportError, Run, curve_over_seeds, draw, group, markdown_table, read_run
-
-
-def curve(successes: list[float], steps: list[int] | None = None, **columns: Any) -> pd.DataFrame:
-    rates = np.array(successes)
-    table = {
-        "chunks": np.arange(len(rates)) * 10.0,
-        "env_steps": np.array(steps or [100 * index for index in range(len(rates))], float),
-        "success_rate": rates,
-        "ci_low": rates - 0.125,
-        "ci_high": rates + 0.0625,
-        "mean_length": 100 - 50 * rates,
-        "mean_return": rates,
-        "rms_z": 1.0,
-        "rms_step": 0.2,
-        "rms_ratio": 0.2,
-        "context_distance": 1.5,
-        "displacement": 0.5,
-    }
-    return pd.DataFrame(table | columns)
-
-
-def run(successes: list[float], seed: int = 0, scale: float = 0.5, steps: list[int] | None = None, **facts: Any) -> Run:
-    facts = {"base policy": "abc", "scale": scale} | facts
-    return Run(Path(f"run-{seed}"), "test/PointReach-v0", seed, facts, curve(successes, steps))
+from runs import curve, evaluation, run, run_folder, write_evaluation
+from zprl_sb3.files import read_rows, write_rows
+from zprl_sb3.report import ReportError, read_bases, read_run
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a run folder as `zprl train` writes it."""
-    (tmp_path / "run").mkdir()
-    settings = {"scale": 0.3, "n_timesteps": 100, "algorithm": {"tau": 0.1}}
-    settings = {"env_id": "test/A-v0", "seed": 4, "policy": "abcdefghij", "settings": settings}
-    (tmp_path / "run" / "run.yml").write_text(yaml.safe_dump(settings))
-    write_rows(tmp_path / "run" / "evaluations.csv", curve([0.25, 0.75]).to_dict("records"))
-    return tmp_path / "run"
+    settings = {"n_timesteps": 100, "algorithm": {"tau": 0.1}}
+    return run_folder(tmp_path / "run", [0.25, 0.75], seed=4, env_id="test/A-v0", **settings)
 
 
 def test_a_run_folder_is_read(folder: Path) -> None:
     found = read_run(folder)
     assert (found.env_id, found.seed, found.folder) == ("test/A-v0", 4, folder)
-    assert found.facts == {"base policy": "abcdefgh", "scale": 0.3, "algorithm.tau": 0.1}
-    assert found.name == "test/A-v0, λ = 0.3"
+    # Which method it is was not recorded before there were several.
+    method = {"steering": "latent", "learner": "sac"}
+    assert found.facts == {"base policy": "abcdefgh", **method, "scale": 0.3, "algorithm.tau": 0.1}
+    assert found.method == "ZPRL"
+    assert found.evaluations == {}
     pd.testing.assert_frame_equal(found.curve, curve([0.25, 0.75]))
+
+
+@pytest.mark.parametrize(
+    ("steering", "learner", "method"),
+    [
+        ("latent", "sac", "ZPRL"),
+        ("action", "sac", "Policy Decorator"),
+        ("noise", "sac", "DSRL"),
+        ("noise", "dsrl_na", "DSRL-NA"),
+        ("embedding", "sac", "ResEmb"),
+        ("latent", "tqc", "TQC"),
+        ("latent", "trpo", "TRPO"),
+        ("latent", "soe", "SOE"),
+        ("noise", "tqc", "tqc on noise"),
+    ],
+)
+def test_methods_have_the_names_of_their_papers(tmp_path: Path, steering: str, learner: str, method: str) -> None:
+    folder = run_folder(tmp_path / "run", [0.5], steering=steering, learner=learner)
+    assert read_run(folder).method == method
+
+
+def test_base_and_final_success_and_the_way_to_a_goal_by_hand() -> None:
+    found = run([0.1, 0.9, 0.5, 0.6, 0.7, 0.9, 0.8])
+    assert found.base == 0.1
+    assert found.final == pytest.approx((0.5 + 0.6 + 0.7 + 0.9 + 0.8) / 5)
+    assert (found.steps_to(0.9), found.steps_to(0.55), found.env_steps) == (100, 100, 600)
+    assert np.isnan(found.steps_to(0.95))
+
+
+def test_the_evaluation_before_any_update_is_no_final_success() -> None:
+    assert run([0.2, 0.4]).final == pytest.approx(0.4)
+    assert np.isnan(run([0.2]).final)
+
+
+def test_of_soe_the_last_policy_counts() -> None:
+    assert run([0.2, 0.3, 0.5, 0.9], learner="soe").final == pytest.approx(0.9)
+
+    later = run([0.2, 0.4], steps=[100, 200])
+    assert np.isnan(later.base)
+    assert later.final == pytest.approx(0.3)
+
+
+def test_a_column_is_looked_for_in_both_tables_and_without_its_gaps() -> None:
+    found = run([0.1, 0.2, 0.3], columns={"velocity": [np.nan, 0.2, 0.3], "jerk": np.nan})
+    found.training = pd.DataFrame({"env_steps": [5.0], "train/q_mean": [0.5]})
+    assert found.table("jerk") is found.table("acceleration") is None
+    velocity, q = found.table("velocity"), found.table("train/q_mean")
+    assert velocity is not None
+    assert velocity["env_steps"].tolist() == [100, 200]
+    assert q is not None
+    assert q["train/q_mean"].tolist() == [0.5]
+
+
+def log(folder: Path, start: int, chunks: list[int], q: float) -> None:
+    """Write a log as a run does that starts or goes on after so many chunks: evaluations have rows of their own."""
+    (folder / "logs" / f"from_{start}").mkdir(parents=True)
+    rows: list[dict[str, float]] = [{"eval/env_steps": 0}]
+    for count in chunks:
+        updates = {"train/q_mean": q, "train/delta_rms": 0.5}
+        rows.append({"time/env_steps": 8 * count, "time/total_timesteps": count} | updates)
+    pd.DataFrame(rows).to_csv(folder / "logs" / f"from_{start}" / "progress.csv", index=False)
+
+
+def test_the_log_of_a_resumed_run_is_its_parts_without_what_was_trained_again(folder: Path) -> None:
+    assert read_run(folder).training.empty
+    log(folder, 0, [10, 20, 30], q=0.25)
+    log(folder, 20, [25, 35], q=0.75)
+    (folder / "logs" / "from_40").mkdir()
+    (folder / "logs" / "from_40" / "progress.csv").touch()
+    found = read_run(folder)
+    assert found.training["env_steps"].tolist() == [80, 160, 200, 280]
+    assert found.training["train/q_mean"].tolist() == [0.25, 0.25, 0.75, 0.75]
 
 
 @pytest.mark.parametrize("missing", ["run.yml", "evaluations.csv"])
@@ -83,6 +128,10 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
         ("evaluations.csv", "env_steps,success_rate\n0,0.5\n"),
         ("evaluations.csv", "env_steps,success_rate,ci_low,ci_high\n0,many,0,1\n"),
         ("evaluations.csv", "env_steps,success_rate,ci_low,ci_high\n0,0.5,0,1\n100,0.6\n"),
+        ("evaluation.json", ""),
+        ("evaluation.json", "[0.5]"),
+        ("evaluation.json", '{"success_rate": 0.5}'),
+        ("evaluation_zero_noise.json", '{"success_rate": 0.5, "ci95": 0.5, "episodes": 5, "mean_length": 5}'),
     ],
 )
 def test_a_damaged_run_is_named(folder: Path, file: str, content: str) -> None:
@@ -92,112 +141,45 @@ def test_a_damaged_run_is_named(folder: Path, file: str, content: str) -> None:
     assert str(folder / file) in str(caught.value)
 
 
-def test_runs_that_differ_in_their_seed_only_belong_together() -> None:
-    first, second, other = run([0.5], seed=0), run([0.6], seed=1), run([0.7], seed=0, scale=0.2)
-    assert group([first, other, second]) == {
-        "test/PointReach-v0, λ = 0.5": [first, second],
-        "test/PointReach-v0, λ = 0.2": [other],
+def test_a_ratio_to_nothing_is_none(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", [0.2, 0.4])
+    file = folder / "evaluations.csv"
+    write_rows(file, [row | {"rms_z": float(row["chunks"] > 0), "rms_ratio": 8e7} for row in read_rows(file)])
+    assert read_run(folder).curve["rms_ratio"].tolist() == pytest.approx([np.nan, 8e7], nan_ok=True)
+
+
+def test_final_evaluations_are_read(folder: Path) -> None:
+    write_evaluation(folder / "evaluation.json", evaluation(0.75, env_steps=100, velocity=0.5, jerk=None))
+    write_evaluation(folder / "evaluation_zero_noise.json", evaluation(0.5))
+    figures = {"success": 0.75, "success_low": 0.6875, "success_high": 0.78125, "episodes": 200, "mean_length": 80}
+    still = figures | {"success": 0.5, "success_low": 0.4375, "success_high": 0.53125}
+    assert read_run(folder).evaluations == {
+        "steered": figures | {"env_steps": 100, "velocity": 0.5},
+        "steered, zero noise": still,
     }
 
 
-def test_runs_on_another_policy_or_with_other_settings_stay_apart() -> None:
-    first, second = run([0.5], seed=0), run([0.6], seed=1)
-    policy, setting = run([0.7], **{"base policy": "def"}), run([0.8], **{"algorithm.tau": 0.1})
-    other = run([0.7], scale=0.2)
-    assert group([first, policy, other, second]) == {
-        "test/PointReach-v0, λ = 0.5, base policy = abc": [first, second],
-        "test/PointReach-v0, λ = 0.5, base policy = def": [policy],
-        "test/PointReach-v0, λ = 0.2": [other],
-    }
-    assert list(group([first, setting])) == [
-        "test/PointReach-v0, λ = 0.5, algorithm.tau = None",
-        "test/PointReach-v0, λ = 0.5, algorithm.tau = 0.1",
-    ]
-    assert "base policy = def" in markdown_table([first, policy]).splitlines()[-1]
+@pytest.mark.parametrize("place", ["base/base_evaluation.json", "base_evaluation.json"])
+def test_the_base_policy_of_runs_is_found_once(tmp_path: Path, place: str) -> None:
+    runs = [read_run(run_folder(tmp_path / f"zprl-{seed}", [0.5], seed)) for seed in (0, 1)]
+    assert read_bases(runs) == []
+    write_evaluation(tmp_path / place, {"base through c": evaluation(0.25)})
+    (base,) = read_bases(runs)
+    assert (base.folder, base.env_id) == ((tmp_path / place).parent, runs[0].env_id)
+    assert base.evaluations["base through c"]["success"] == 0.25
 
 
-def test_runs_whose_settings_read_alike_belong_together() -> None:
-    missing, null = run([0.5], seed=0), run([0.6], seed=1, **{"algorithm.clip": None})
-    number, text = (run([0.7], seed=index, scale=0.2, task=task) for index, task in enumerate((1, "1")))
-    runs = [missing, null, number, text]
-    assert list(group(runs).values()) == [[missing, null], [number, text]]
-    assert len(markdown_table(runs).splitlines()) == 2 + 4
+def test_a_base_policy_of_another_task_is_not_that_of_a_run(tmp_path: Path) -> None:
+    found = read_run(run_folder(tmp_path / "zprl-0", [0.5]))
+    write_evaluation(tmp_path / "base_evaluation.json", {"base through c": evaluation(0.25, env_id="test/A-v0")})
+    assert read_bases([found]) == []
 
 
-def test_the_interval_over_seeds_by_hand() -> None:
-    found = curve_over_seeds([run([0.2, 0.4], 0), run([0.4, 0.5], 1), run([0.6, 0.9], 2)], "success_rate")
-    assert found["env_steps"].tolist() == [0, 100]
-    assert found["mean"].tolist() == pytest.approx([0.4, 0.6])
-    # Student's t with 2 degrees of freedom: 4.303. The sample deviations are 0.2 and √0.07.
-    half = [4.303 * 0.2 / 3**0.5, 4.303 * 0.07**0.5 / 3**0.5]
-    assert (found["mean"] - found["low"]).tolist() == pytest.approx(half)
-    assert (found["high"] - found["mean"]).tolist() == pytest.approx(half)
-
-
-@pytest.mark.parametrize(("runs", "quantile"), [(3, 4.303), (10, 2.262), (31, 2.042), (32, 1.96)])
-def test_few_seeds_give_wide_intervals(runs: int, quantile: float) -> None:
-    members = [run([index % 2 / 2], seed=index) for index in range(runs)]
-    found = curve_over_seeds(members, "success_rate")
-    deviation = np.std([index % 2 / 2 for index in range(runs)], ddof=1)
-    assert found["high"][0] - found["mean"][0] == pytest.approx(quantile * deviation / runs**0.5)
-
-
-def test_two_seeds_show_their_range() -> None:
-    found = curve_over_seeds([run([0.2, 0.5], 0), run([0.4, 0.3], 1)], "success_rate")
-    assert found["low"].tolist() == pytest.approx([0.2, 0.3])
-    assert found["high"].tolist() == pytest.approx([0.4, 0.5])
-
-
-def test_curves_of_different_length_end_with_the_shortest_and_are_interpolated() -> None:
-    short = run([0.0, 1.0], 0, steps=[0, 100])
-    long = run([0.0, 0.5, 1.0], 1, steps=[0, 200, 400])
-    found = curve_over_seeds([long, short], "success_rate")
-    assert found["env_steps"].tolist() == [0, 100]
-    assert found["mean"].tolist() == pytest.approx([0, (1.0 + 0.25) / 2])
-
-
-def test_a_single_run_has_the_interval_of_its_own_episodes() -> None:
-    single = run([0.25, 0.5])
-    found = curve_over_seeds([single], "success_rate")
-    assert found["mean"].tolist() == [0.25, 0.5]
-    assert found["low"].tolist() == [0.125, 0.375]
-    assert found["high"].tolist() == [0.3125, 0.5625]
-
-
-def test_a_single_run_has_no_interval_of_other_columns() -> None:
-    found = curve_over_seeds([run([0.25, 0.5])], "mean_length")
-    assert found["mean"].tolist() == found["low"].tolist() == found["high"].tolist() == [87.5, 75]
-
-
-def test_the_picture_is_a_png_that_shows_the_curves(tmp_path: Path) -> None:
-    runs = [run([0.2, 0.5, 0.8], 0), run([0.3, 0.6, 0.7], 1), run([0.2, 0.4, 0.5], 0, scale=0.2)]
-    path = draw(runs, tmp_path / "pictures" / "curves.png")
-    image = matplotlib.image.imread(path)
-    assert image.shape[0] > 400
-    assert image.shape[1] > 800
-    assert {file.name for file in path.parent.iterdir()} == {"curves.png"}
-    other = matplotlib.image.imread(draw(runs[:2], tmp_path / "other.png"))
-    assert image.shape == other.shape
-    assert np.abs(image - other).max() > 0.1, "the second group is not to be seen"
-
-
-def test_a_run_without_a_decoder_is_drawn_and_listed_too(tmp_path: Path) -> None:
-    embedding = run([0.2, 0.4])
-    embedding.curve = embedding.curve.drop(columns=["context_distance", "displacement"])
-    assert draw([embedding], tmp_path / "curves.png").stat().st_size > 10_000
-    assert markdown_table([embedding]).splitlines()[-1].endswith("| 0.20 | – |")
-
-
-def test_a_run_without_diagnostics_is_drawn_and_listed_too(folder: Path) -> None:
-    (folder / "evaluations.csv").write_text("env_steps,success_rate,ci_low,ci_high\n0,0.5,0.4,0.6\n")
-    assert draw([read_run(folder)], folder / "curves.png").stat().st_size > 10_000
-    assert markdown_table([read_run(folder)]).splitlines()[-1].endswith("| 0 | – | – |")
-
-
-def test_the_table_has_a_row_per_run_by_hand() -> None:
-    table = markdown_table([run([0.1, 0.5, 0.9, 0.6, 0.6], seed=3), run([0.2], seed=4)])
-    header, rule, first, second = table.splitlines()
-    assert header.count("|") == rule.count("|") == first.count("|") == second.count("|")
-    # Base, mean of the last three, best, env steps, ratio, distance.
-    assert first == "| test/PointReach-v0, λ = 0.5 | 3 | 0.10 | 0.70 | 0.90 | 400 | 0.20 | 1.50 |"
-    assert second == "| test/PointReach-v0, λ = 0.5 | 4 | 0.20 | 0.20 | 0.20 | 0 | 0.20 | 1.50 |"
+@pytest.mark.parametrize("content", [{"base through c": 0.5}, {"base through c": {"env_id": "test/A-v0"}}])
+def test_a_damaged_evaluation_of_a_base_policy_is_named_and_left_out(
+    tmp_path: Path, content: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read_run(run_folder(tmp_path / "zprl-0", [0.5]))
+    write_evaluation(tmp_path / "base" / "base_evaluation.json", content)
+    assert read_bases([found]) == []
+    assert "base_evaluation.json is not of `zprl evaluate`" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from zprl_sb3 import sac_policy
+from zprl_sb3.chains import can_chain, run_chains
 from zprl_sb3.sac_policy import SteeringSACPolicy
 
 CONTEXT, LATENT, BATCH = 7, 3, 64
@@ -62,21 +63,41 @@ def test_q_is_computed_from_the_context_and_the_steered_latent_by_each_head() ->
 @pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_heads_at_once_are_those_one_by_one(layer_norm: bool, learns: bool) -> None:
-    """As a GPU computes them."""
+    """In a chain on a CPU, all at once on a GPU, or layer by layer as PyTorch does."""
+    networks = list(make_policy(n_critics=3, layer_norm=layer_norm).critic.q_networks.double())
+    for weight in (weight for network in networks for weight in network.parameters()):
+        # Also those that start as ones and zeros.
+        weight.data.add_(0.1 * th.rand(weight.shape, generator=th.Generator().manual_seed(1)))
+        weight.requires_grad_(learns)
+    obs = {key: value.double() for key, value in observations().items()}
     found = []
-    for way in (sac_policy._values, sac_policy._values_at_once):
-        critic = make_policy(n_critics=3, layer_norm=layer_norm).critic
-        for weight in critic.parameters():  # also those that start as ones and zeros
-            weight.data.add_(0.1 * th.rand(weight.shape, generator=th.Generator().manual_seed(1)))
-        obs, delta = observations(), th.rand(BATCH, LATENT, generator=th.Generator().manual_seed(0)).requires_grad_()
-        parts = (obs["c"], obs["z"] + delta)
-        values = way(list(critic.q_networks), th.cat(parts, dim=1) if learns else parts)
-        values.square().mean().backward()  # type: ignore[no-untyped-call]
-        gradients = [weight.grad for weight in critic.q_networks.parameters()] if learns else []
-        found.append((values, delta.grad, *gradients))
+    for way in (in_chains, sac_policy._values_at_once, layer_by_layer):
+        delta = th.rand(BATCH, LATENT, generator=th.Generator().manual_seed(0)).requires_grad_()
+        values = way(networks, obs["c"], obs["z"] + delta)
+        weights = [weight for network in networks for weight in network.parameters()] if learns else []
+        found.append((values, *th.autograd.grad(values.square().mean(), [delta, *weights])))
     assert found[0][0].shape == (3, BATCH)
-    for one, other in zip(*found, strict=True):
-        th.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    for other in found[1:]:
+        for one, its in zip(found[0], other, strict=True):
+            th.testing.assert_close(one, its, rtol=1e-6, atol=1e-7)
+
+
+def in_chains(networks: Any, context: th.Tensor, latent: th.Tensor) -> th.Tensor:
+    assert can_chain(networks[0], th.device("cpu"))
+    return sac_policy._values(networks, run_chains([network[:-1] for network in networks], context, latent))
+
+
+def layer_by_layer(networks: Any, context: th.Tensor, latent: th.Tensor) -> th.Tensor:
+    return th.stack([network(th.cat([context, latent], dim=1))[:, 0] for network in networks])
+
+
+def test_layers_that_chains_do_not_know_are_computed_as_well() -> None:
+    obs, delta = observations(), th.rand(BATCH, LATENT)
+    policy = make_policy(activation_fn=nn.ELU, n_critics=3)
+    assert not can_chain(policy.critic.q_networks[0], policy.device)
+    by_hand = layer_by_layer(policy.critic.q_networks, obs["c"], obs["z"] + delta)
+    th.testing.assert_close(policy.critic(obs, delta), 0.5 * (by_hand.tanh() + 1))
+    assert policy.actor(obs).shape == (BATCH, LATENT)
 
 
 def test_chosen_heads_are_those_of_the_whole_ensemble() -> None:

@@ -263,9 +263,11 @@ def test_a_model_from_before_there_was_a_reach_has_all_of_it() -> None:
     assert model.policy.actor.reach == 1
 
 
-@pytest.mark.parametrize("argument", [{"utd": 0}, {"anneal": -1}])
+@pytest.mark.parametrize("argument", [{"utd": 0}, {"anneal": -1}, {"progressive": -5}])
 def test_counts_below_their_least_are_refused(argument: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="utd is at least 1 and anneal at least 0"):
+    with pytest.raises(
+        ValueError, match=f"{next(iter(argument))} is at least [01], not {next(iter(argument.values()))}"
+    ):
         tiny_model(**argument)
 
 

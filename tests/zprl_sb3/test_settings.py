@@ -11,7 +11,7 @@ from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.robot_envs.collection import check_settings
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.sac_policy import SteeringSACPolicy
-from zprl_sb3.settings import load_settings, parse_override
+from zprl_sb3.settings import flatten, load_settings, parse_override
 
 FILE = """
 default:
@@ -240,6 +240,47 @@ def test_entries_may_start_from_each_other_but_not_in_a_circle(tmp_path: Path) -
     file.write_text("default: {a: 1}\none: {default: two}\ntwo: {default: one}\ntest/A-v0: {default: one}")
     with pytest.raises(ValueError, match=r"no entry '(one|two)' to start from, or it starts from itself"):
         load_settings(str(file), "test/A-v0")
+
+
+EXTENSION = """
+extends: {file}
+default:
+  scale: 0.1
+  algorithm: {{batch_size: 64, policy_kwargs: {{log_std_bounds: [-2, 2]}}}}
+  state: {{algorithm: {{batch_size: 32}}}}
+test/A-v0: {{chunk: 8}}
+"""
+
+
+def test_a_file_that_extends_another_changes_what_comes_from_there(file: str, tmp_path: Path) -> None:
+    extension = tmp_path / "extension.yml"
+    extension.write_text(EXTENSION.format(file=file))
+    settings = load_settings(str(extension), "test/A-v0", ["algorithm.learning_rate=1"])
+    assert (settings["scale"], settings["chunk"]) == (0.1, 8)  # of its default entry, not of the other file's entry
+    assert settings["algorithm"] == {
+        "learning_rate": 1,
+        "batch_size": 64,
+        "policy_kwargs": {"n_critics": 5, "net_arch": [256], "layer_norm": True, "log_std_bounds": [-2, 2]},
+    }
+    assert load_settings(str(extension), "test/A-v0", (), "state")["algorithm"]["batch_size"] == 32
+    assert load_settings(str(extension), "test/B-v0")["chunk"] is None
+    extension.write_text(EXTENSION.format(file=file) + "replaces: [algorithm]")
+    replaced = load_settings(str(extension), "test/A-v0", ["algorithm.batch_size=16"])
+    assert replaced["algorithm"]["batch_size"] == 16
+    assert "learning_rate" not in replaced["algorithm"]
+    extension.write_text(EXTENSION.format(file=file).replace("scale", "scales"))
+    with pytest.raises(KeyError, match="unknown setting 'scales'"):
+        load_settings(str(extension), "test/A-v0")
+
+
+@pytest.mark.parametrize("name", ["po_dec", "dsrl", "dsrl_na", "resemb"])
+@pytest.mark.parametrize("env_id", ["zprl/BoxClose-v0", "zprl/AdroitDoor-v0", "zprl/Can-v0"])
+def test_a_baseline_differs_from_zprl_in_what_is_its_own(name: str, env_id: str) -> None:
+    own = {"steering", "learner", "sampling_steps", "scale", "algorithm.progressive", "algorithm.target_entropy"}
+    zprl, baseline = (flatten(load_settings(f"{file}.yml", env_id, (), "state")) for file in ("zprl", name))
+    different = {key for key in zprl.keys() | baseline.keys() if zprl.get(key) != baseline.get(key)}
+    assert "steering" in different
+    assert different <= own | {"algorithm.policy_kwargs.log_std_bounds"}
 
 
 def test_changes_for_state_observations_come_on_demand(tmp_path: Path) -> None:

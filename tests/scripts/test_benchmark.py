@@ -1,0 +1,247 @@
+"""``zprl benchmark``: what a plan asks for, that failures stay alone, and that nothing is run twice or lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+import helpers
+from programs import TINY
+from zprl_sb3.benchmark import PlanError, read_plan
+from zprl_sb3.checkpoint import CheckpointError
+from zprl_sb3.files import read_rows
+from zprl_sb3.locks import holder
+from zprl_sb3.scripts import cli
+
+
+@pytest.fixture
+def plan(tmp_path: Path, toy_policy: Path) -> Any:
+    """Write a plan, changed as asked, and return its path."""
+
+    def write(**changes: Any) -> Path:
+        table = {
+            "tasks": {"reach": {"policy": str(toy_policy)}},
+            "methods": {"zprl": {}, "po_dec": {"set": ["algorithm.progressive=10"]}},
+            "seeds": [0, 1],
+            "set": TINY,
+            "episodes": 2,
+        }
+        (tmp_path / "plan.yml").write_text(yaml.safe_dump(table | changes, sort_keys=False))
+        return tmp_path / "plan.yml"
+
+    return write
+
+
+def test_a_plan_is_every_task_with_every_method_and_seed(plan: Any, tmp_path: Path, toy_policy: Path) -> None:
+    methods = {"zprl": {}, "mine": {"algo": "dsrl", "set": ["scale=0.7"]}}
+    jobs = read_plan(plan(methods=methods, zero_noise=True), tmp_path / "out")
+    assert [job.name for job in jobs] == ["reach/base", "reach/zprl-0", "reach/zprl-1", "reach/mine-0", "reach/mine-1"]
+    base, zprl, *_, mine = jobs
+    assert base.results == (tmp_path / "out" / "reach" / "base" / "base_evaluation.json",)
+    folder = str(tmp_path / "out" / "reach" / "zprl-0")
+    train = ("train", "--algo", "zprl", "--policy", str(toy_policy), "--output", folder, "--seed", "0", "--set", *TINY)
+    assert zprl.commands == (
+        train,
+        ("evaluate", folder, "--episodes", "2"),
+        ("evaluate", folder, "--episodes", "2", "--noise", "zero"),
+    )
+    assert zprl.n_timesteps == 60
+    assert mine.commands[0][:3] == ("train", "--algo", "dsrl")
+    assert mine.commands[0][-1] == "scale=0.7"
+    assert len(mine.results) == 1  # without noise there is nothing that it steers
+    assert len(read_plan(plan(zero_noise=False), tmp_path)[1].results) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"seed": [0]}, PlanError, "needs tasks, methods and seeds, and knows episodes, methods"),
+        ({"tasks": {"reach": {}}}, PlanError, "task reach has no policy"),
+        ({"tasks": ["reach"]}, PlanError, "tasks is a table of tables"),
+        ({"methods": {"best": {}}}, PlanError, "method best is none of zprl, po_dec"),
+        ({"methods": {"zprl": {"sets": []}}}, PlanError, "zprl has no sets; known are algo, set"),
+        ({"methods": {"zprl": {"set": ["scales=1"]}}}, KeyError, "unknown setting 'scales'"),
+        ({"tasks": {"reach": {"policy": "nowhere"}}}, CheckpointError, "nowhere"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(
+    plan: Any, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        read_plan(plan(**changes), tmp_path / "out")
+    (tmp_path / "plan.yml").write_text("tasks: [")
+    with pytest.raises(PlanError, match="is not YAML"):
+        read_plan(tmp_path / "plan.yml", tmp_path / "out")
+
+
+@pytest.fixture
+def with_toy_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(helpers.__file__).parent), prepend=os.pathsep)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Return what the runs of a benchmark have left, without their place."""
+    return {
+        str(file.relative_to(folder)): read_rows(file)
+        if file.suffix == ".csv"
+        else file.read_text().replace(str(folder), "")
+        for file in sorted([*folder.rglob("evaluations.csv"), *folder.rglob("*evaluation*.json")])
+    }
+
+
+def assert_as_uninterrupted(settings: Path, out: Path, whole: Path) -> None:
+    """Compare with the same commands, one after another, in this process: it has imported everything already."""
+    for job in read_plan(settings, whole):
+        for command in job.commands:
+            assert cli.main(list(command)) == 0
+    there, expected = results(out), results(whole)
+    assert there.keys() == expected.keys()
+    for job in read_plan(settings, out):
+        assert job.finished()
+        mine = [name for name in there if name.startswith(f"{job.name}/")]
+        if "Going on from" not in (job.folder / "log.txt").read_text():
+            assert {name: there[name] for name in mine} == {name: expected[name] for name in mine}
+            continue
+        rows, wanted = (each[f"{job.name}/evaluations.csv"] for each in (there, expected))
+        assert [row["chunks"] for row in rows] == [row["chunks"] for row in wanted]
+        assert rows[0] == wanted[0]  # from the snapshot on it has had other episodes
+
+
+def training(folder: Path) -> psutil.Process:
+    """Return the process that trains in a folder, once it has left a snapshot."""
+    _wait_for((folder / "snapshot").is_dir)
+    return next(
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if {"zprl_sb3.scripts.cli", "train", str(folder)} <= set(process.info["cmdline"] or ())
+    )
+
+
+SIX = {"set": [*TINY, "n_timesteps=120"], "seeds": [0, 1, 2], "zero_noise": False}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("with_toy_task")
+def test_what_was_killed_or_crashed_is_finished_by_the_same_command(
+    plan: Any, tmp_path: Path, zprl: Any, start: Any
+) -> None:
+    settings, out = plan(**SIX), tmp_path / "out"
+    command = ["benchmark", settings, "--output", out, "--jobs", "2"]
+    jobs = read_plan(settings, out)
+
+    def finished() -> set[str]:
+        return {job.name for job in jobs if job.finished()}
+
+    process = start(*command)
+    _wait_for((out / "reach" / "zprl-2" / "snapshot").is_dir)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=300)
+    assert not alive
+    first, before = finished(), results(out)
+    assert 0 < len(first) < len(jobs)
+
+    crash = Thread(target=lambda: training(out / "reach" / "po_dec-1").kill())
+    crash.start()
+    code, text, err = zprl(*command)
+    crash.join()
+    assert code == 1
+    assert "reach/po_dec-1 failed: zprl train ended with -9: " in err
+    assert finished() == {job.name for job in jobs} - {"reach/po_dec-1"}
+    assert not [name for name in first if f"{name}: running" in text]
+    assert (out / "report" / "report.png").is_file()
+
+    code, text, _ = zprl(*command)
+    assert (code, text.count(": running")) == (0, 1)
+    assert {name: what for name, what in results(out).items() if str(Path(name).parent) in first} == {
+        name: what for name, what in before.items() if str(Path(name).parent) in first
+    }
+    assert_as_uninterrupted(settings, out, tmp_path / "whole")
+
+
+# In a process of its own: Ray forks, which Linux refuses to a process that has asked for more memory than there is. The
+# simulations of other tests, most of whose memory is never touched, add up to 40 GB.
+CLUSTER = """
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+cluster.add_node(**node)
+print(cluster.address, flush=True)
+input()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def cluster(with_toy_task: None) -> Iterator[str]:
+    """Start two nodes of Ray with one CPU each, and return their address."""
+    pytest.importorskip("ray")
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate("\n", timeout=300)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_ray_loses_nothing(plan: Any, tmp_path: Path, cluster: str, start: Any) -> None:
+    settings, out = plan(**SIX, methods={"zprl": {}}), tmp_path / "out"
+    process = start("benchmark", settings, "--output", out, "--engine", "ray", "--ray-address", cluster)
+    run = training(out / "reach" / "zprl-1")
+    worker = run.parent()
+    assert worker is not None
+    assert worker.name().startswith("ray::")
+    worker.kill()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "Going on from" in (out / "reach" / "zprl-1" / "log.txt").read_text()
+    assert "SystemExit; the same command goes on" in (out / "reach" / "zprl-1" / "log.txt").read_text()
+    assert_as_uninterrupted(settings, out, tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("with_toy_task")
+@pytest.mark.parametrize(("number", "engine"), [(signal.SIGINT, "local"), (signal.SIGTERM, "ray")])
+def test_a_signal_lets_the_runs_save_and_end(
+    plan: Any, tmp_path: Path, start: Any, number: int, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = plan(set=[*TINY, "n_timesteps=100000"], methods={"zprl": {}}, seeds=[0])
+    process = start("benchmark", settings, "--output", tmp_path / "out", "--jobs", "2", "--engine", engine)
+    run = tmp_path / "out" / "reach" / "zprl-0"
+    _wait_for((run / "snapshot").is_dir)
+    os.kill(process.pid, number)
+    assert process.wait(timeout=300) == (143 if number == signal.SIGTERM else 130)
+    assert "goes on from" in (run / "log.txt").read_text()
+    assert holder(run) is None
+
+
+def test_an_address_needs_the_engine_that_it_is_of(plan: Any, tmp_path: Path, zprl: Any) -> None:
+    code, _, err = zprl("benchmark", plan(), "--output", tmp_path / "out", "--ray-address", "auto")
+    assert (code, err) == (1, "zprl benchmark: --ray-address goes with --engine ray\n")
+
+
+def _wait_for(condition: Any) -> None:
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from runs import ENV, run
+from zprl_sb3.report import Run
+from zprl_sb3.report_groups import by_environment, group
+
+
+def labels(runs: list[Run]) -> dict[str, list[Run]]:
+    return {each.label: each.runs for each in group(runs)}
+
+
+def test_runs_that_differ_in_their_seed_only_belong_together() -> None:
+    first, second, other = run([0.5], seed=0), run([0.6], seed=1), run([0.7], seed=0, scale=0.2)
+    found = group([first, other, second])
+    assert [(each.env_id, each.label, each.runs) for each in found] == [
+        (ENV, "ZPRL, λ = 0.5", [first, second]),
+        (ENV, "ZPRL, λ = 0.2", [other]),
+    ]
+    assert [each.seeds for each in found] == ["2 seeds", "1 seed"]
+
+
+def test_what_differs_is_named_unless_most_have_it() -> None:
+    first, second = run([0.5], seed=0), run([0.6], seed=1)
+    policy, other = run([0.7], **{"base policy": "def"}), run([0.7], scale=0.2)
+    assert labels([first, policy, other, second]) == {
+        "ZPRL, λ = 0.5": [first, second],
+        "ZPRL, λ = 0.5, base policy = def": [policy],
+        "ZPRL, λ = 0.2": [other],
+    }
+
+
+def test_of_two_groups_both_are_told() -> None:
+    first, setting = run([0.5]), run([0.8], **{"algorithm.tau": 0.1})
+    assert list(labels([first, setting])) == ["ZPRL, λ = 0.5, tau = None", "ZPRL, λ = 0.5, tau = 0.1"]
+
+
+def test_names_that_end_alike_stay_whole() -> None:
+    settings = [{"env_kwargs.reach": 1, "train_env_kwargs.reach": reach} for reach in (1, 2, 3)]
+    settings.append({"env_kwargs.reach": 2, "train_env_kwargs.reach": 1})
+    assert list(labels([run([0.5], **each) for each in settings])) == [
+        "ZPRL, λ = 0.5, train_env_kwargs.reach = 1",
+        "ZPRL, λ = 0.5, train_env_kwargs.reach = 2",
+        "ZPRL, λ = 0.5, train_env_kwargs.reach = 3",
+        "ZPRL, λ = 0.5, env_kwargs.reach = 2, train_env_kwargs.reach = 1",
+    ]
+
+
+def test_of_a_file_the_name_is_told_unless_two_have_it() -> None:
+    plain, given = run([0.5]), run([0.6], demonstrations="/data/box/demos.hdf5")
+    assert list(labels([plain, given]))[1] == "ZPRL, λ = 0.5, demonstrations = demos.hdf5"
+    other = run([0.6], demonstrations="/data/more/demos.hdf5")
+    assert list(labels([given, other])) == [
+        "ZPRL, λ = 0.5, demonstrations = /data/box/demos.hdf5",
+        "ZPRL, λ = 0.5, demonstrations = /data/more/demos.hdf5",
+    ]
+
+
+def test_runs_whose_settings_read_alike_belong_together() -> None:
+    missing, null = run([0.5], seed=0), run([0.6], seed=1, **{"algorithm.clip": None})
+    number, text = (run([0.7], seed=index, scale=0.2, task=task) for index, task in enumerate((1, "1")))
+    assert list(labels([missing, null, number, text]).values()) == [[missing, null], [number, text]]
+
+
+def test_methods_are_not_told_apart_by_their_settings() -> None:
+    zprl = run([0.5], **{"algorithm.tau": 0.1, "base policy": "def"})
+    action, na = run([0.5], scale=0.1, steering="action"), run([0.5], scale=1.5, steering="noise", learner="dsrl_na")
+    assert list(labels([na, action, zprl])) == ["ZPRL, λ = 0.5", "Policy Decorator, λ = 0.1", "DSRL-NA, λ = 1.5"]
+
+
+def test_what_steers_nothing_has_no_scale() -> None:
+    assert list(labels([run([0.5], learner="soe"), run([0.5])])) == ["ZPRL, λ = 0.5", "SOE"]
+
+
+def test_a_method_has_one_name_on_all_tasks() -> None:
+    def on(task: str, **facts: object) -> list[Run]:
+        return [run([0.5], env_id=task, **{"base policy": task, **facts})]  # type: ignore[arg-type]
+
+    # What tasks differ in, as λ and the base policy do, does not tell methods apart; what differs within one does.
+    runs = on("A", scale=0.3) + on("A", scale=0.3, anneal=5) + on("B", scale=1.5) + on("B", scale=1.5, anneal=5)
+    runs += on("B", scale=1.5, clip=2)
+    assert [(each.env_id, each.method, each.label) for each in group(runs)] == [
+        ("A", "ZPRL", "ZPRL, λ = 0.3"),
+        ("A", "ZPRL, anneal = 5", "ZPRL, λ = 0.3, anneal = 5"),
+        ("B", "ZPRL", "ZPRL, λ = 1.5"),
+        ("B", "ZPRL, anneal = 5", "ZPRL, λ = 1.5, anneal = 5"),
+        ("B", "ZPRL, clip = 2", "ZPRL, λ = 1.5, clip = 2"),
+    ]
+    swept = group([*runs[:1], *on("A", scale=0.6)])
+    assert [each.method for each in swept] == ["ZPRL, λ = 0.3", "ZPRL, λ = 0.6"]
+
+
+def test_groups_are_in_order_of_environments_and_methods_with_zprl_first() -> None:
+    runs = [run([0.5], env_id=task, steering=steering) for task in ("B", "A") for steering in ("noise", "latent")]
+    runs.append(run([0.5], env_id="A", steering="new"))
+    found = by_environment(group(runs))
+    assert {env_id: [each.method for each in groups] for env_id, groups in found.items()} == {
+        "B": ["ZPRL", "DSRL"],
+        "A": ["ZPRL", "DSRL", "sac on new"],
+    }
