@@ -30,8 +30,8 @@ find_python() {
 # Print the Debian packages that are missing, in one line.
 missing_packages() {
     missing=
-    # Off-screen rendering of the simulators (EGL first, OSMesa as the other way) and videos.
-    for package in libosmesa6 libegl1 libgl1 libgl1-mesa-dri libgles2 ffmpeg; do
+    # Off-screen rendering of the simulators (EGL first, OSMesa as the other way).
+    for package in libosmesa6 libegl1 libgl1 libgl1-mesa-dri libgles2; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing="$missing $package"
     done
     # robosuite depends on pynput and that on evdev, which is built from source.
@@ -88,7 +88,7 @@ python_minor=${version#3 }
 if [ "$have_apt" = yes ]; then
     install_system_packages
 else
-    warn "no apt-get here: see to a C compiler, Python's headers, EGL or OSMesa and ffmpeg yourself."
+    warn "no apt-get here: see to a C compiler, Python's headers, EGL or OSMesa yourself."
 fi
 
 # A .venv without a working pip is the rest of an attempt that was interrupted, or made without python3-venv.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # MuJoCo and robosuite choose their renderer while they are imported, and two parallel workers share the cores.
@@ -26,6 +28,13 @@ th.set_num_threads(1)
 def repository() -> Path:
     """Return the root of the source tree."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_environments() -> Iterator[None]:
+    yield
+    if "simulated" in sys.modules:
+        sys.modules["simulated"].close_all()
 
 
 @pytest.fixture(scope="session")

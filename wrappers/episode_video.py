@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container
-from contextlib import suppress
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
     :param folder: Where the files go
     :param seeds: Seeds of ``reset`` to record
     :raises ValueError: If the environment does not render
-    :raises ImportError: At the first video, if imageio is not installed
-    :raises OSError: While it is written, if ffmpeg cannot
+    :raises ImportError: At the first video, if imageio or PyAV is not installed
+    :raises OSError: If it cannot be written
     """
 
     def __init__(self, env: gym.Env[Any, Any], folder: str | Path, seeds: Container[int]) -> None:
@@ -72,16 +72,22 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
     def _begin(self, seed: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._seed = seed
-        imageio = import_simulator("imageio.v2")
-        self._writer = imageio.get_writer(self._part, fps=self._fps, macro_block_size=2)
+        import_simulator("av")
+        # PyAV: imageio's other way forks, which Linux refuses to a process with many of robosuite's models.
+        self._writer = import_simulator("imageio.v3").imopen(self._part, "w", plugin="pyav")
+        self._writer.init_video_stream("libx264", fps=self._fps)
         self._add(GOING_ON)
 
     def _add(self, color: tuple[int, int, int]) -> None:
-        frame = bordered(self._frame(), color)
+        with self._named_error():
+            self._writer.write_frame(bordered(even(self._frame()), color))
+
+    @contextmanager
+    def _named_error(self) -> Iterator[None]:
         try:
-            self._writer.append_data(frame)
-        except OSError as error:  # no ffmpeg, a full disk
-            raise OSError(f"The video {self._part} cannot be written by ffmpeg: {error}") from error
+            yield
+        except OSError as error:  # a full disk
+            raise OSError(f"The video {self._part} cannot be written: {error}") from error
 
     def _frame(self) -> Frame:
         view: Frame = np.asarray(self.env.render())
@@ -91,7 +97,8 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
     def _finish(self, success: bool) -> None:
         for _ in range(round(HOLD * self._fps)):
             self._add(SUCCESS if success else FAILURE)
-        self._writer.close()
+        with self._named_error():
+            self._writer.close()
         self._writer = None
         outcome, other = ("success", "failure") if success else ("failure", "success")
         os.replace(self._part, self.folder / f"episode_{self._seed}_{outcome}.mp4")
@@ -99,7 +106,7 @@ class EpisodeVideo(gym.Wrapper[Any, Any, Any, Any]):
 
     def _drop(self) -> None:
         if self._writer is not None:
-            with suppress(OSError):  # of an ffmpeg that is gone
+            with suppress(OSError):
                 self._writer.close()
             self._writer = None
             self._part.unlink(missing_ok=True)
@@ -115,6 +122,11 @@ def beside(view: Frame, images: list[Frame]) -> Frame:
     ]
     padding = np.zeros((len(view) - size * len(images), size, 3), np.uint8)
     return np.concatenate([view, np.concatenate([*column, padding])], axis=1)
+
+
+def even(frame: Frame) -> Frame:
+    """Return the frame without its last row or column where their number is odd, which H.264 does not take."""
+    return frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2]
 
 
 def bordered(frame: Frame, color: tuple[int, int, int]) -> Frame:

@@ -1,4 +1,3 @@
-import functools
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -18,9 +17,8 @@ pytest.importorskip("gymnasium_robotics")
 SIZES = {"door": (15, 28), "hammer": (22, 26), "pen": (21, 24), "relocate": (15, 30)}
 
 
-@functools.cache
 def make(task, **kwargs):
-    return gym.make(adroit_id(task), **kwargs)
+    return simulated.make_once(adroit_id(task), **kwargs)
 
 
 def make_anew(task, **kwargs):

@@ -1,4 +1,3 @@
-import functools
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import simulated
+from simulated import make_once as make
 from zprl_sb3.robot_envs import ROBOSUITE_TASKS, robosuite_id
 from zprl_sb3.robot_envs import robosuite as robosuite_module
 from zprl_sb3.robot_envs.rendering import RenderingError
@@ -21,12 +21,6 @@ pytest.importorskip("robosuite")
 
 # Of every image that Table VI of the paper lists.
 CAMERAS = [(robosuite_id(task), camera) for task in TASKS for camera in TASKS[task].cameras]
-
-
-@functools.cache
-def make(env_id, **kwargs):
-    """Environments take seconds to make: each test starts with a reset."""
-    return gym.make(env_id, **kwargs)
 
 
 def hold(env):

@@ -1,10 +1,10 @@
-import functools
 from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+import simulated
 from zprl_sb3.robot_envs import robosuite_id
 from zprl_sb3.robot_envs.demonstrators import sample_operator
 from zprl_sb3.robot_envs.robosuite_executor import OPEN, PAUSE_STEPS, Arm, Operator, downwards, yaw_of
@@ -16,9 +16,8 @@ pytest.importorskip("robosuite")
 PERFECT = Operator("better", speed=0.024, hover=0.1, arc=0, jitter=0, pause=0, other_yaw=0, scatter=0, miss=0, drop=0)
 
 
-@functools.cache
 def make(task):
-    return gym.make(robosuite_id(task))
+    return simulated.make_once(robosuite_id(task))
 
 
 def demonstrate(task, operator, seed, steps=None):

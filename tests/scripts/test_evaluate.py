@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import imageio.v2 as imageio
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch as th
@@ -163,7 +163,7 @@ def test_videos_of_the_first_episodes_on_demand(tmp_path: Path, zprl: Any) -> No
     assert (code, err) == (0, "")
     videos = tmp_path / "videos"
     assert {file.name for file in videos.iterdir()} == {"episode_70_failure.mp4", "episode_71_failure.mp4"}
-    frames = imageio.mimread(videos / "episode_70_failure.mp4", memtest=False)
+    frames = imageio.imread(videos / "episode_70_failure.mp4", plugin="pyav")
     assert len(frames) > 9
     assert np.std(frames[0]) > 10
     assert f"videos to {videos}" in out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import gymnasium as gym
 import h5py
 import numpy as np
 
+from simulated import make_once
 from zprl_sb3.robot_envs import robosuite_id
 from zprl_sb3.robot_envs.robosuite import TASKS, RobosuiteEnv, import_robosuite
 from zprl_sb3.robot_envs.robosuite_executor import Operator
@@ -28,14 +28,13 @@ OLD_CONTROLLER: dict[str, Any] = json.loads("""{
 }""")
 
 
-@functools.cache
 def robosuite_env(task: str, copy: int = 0) -> RobosuiteEnv:
-    """Return a task; it takes a second to make, so each test starts with a reset.
+    """Return a task for a test to reset.
 
     :param task: ``"lift"`` …
     :param copy: Another number for another environment
     """
-    env = gym.make(robosuite_id(task), render_quality="full").unwrapped
+    env = make_once(robosuite_id(task), copy, render_quality="full").unwrapped
     assert isinstance(env, RobosuiteEnv)
     return env
 

@@ -6,6 +6,7 @@ reset with the environment, a generator and a number, and returns that many acti
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,29 @@ Array = NDArray[Any]
 Actions = Callable[[Env, np.random.Generator, int], Array]
 
 FRAMES = Path(__file__).parents[1] / "robot_envs" / "frames"
+
+
+_MADE: dict[Any, Env] = {}
+
+
+def make_once(env_id: str, copy: int = 0, **kwargs: Any) -> Env:
+    """Return an environment that a module's tests share, as it takes seconds to make: each starts with a reset.
+
+    :param env_id: Registered with Gymnasium
+    :param copy: Another number for another environment
+    :param kwargs: Of ``gym.make``, hashable
+    """
+    key = (env_id, copy, *sorted(kwargs.items()))
+    if key not in _MADE:
+        _MADE[key] = gym.make(env_id, **kwargs)
+    return _MADE[key]
+
+
+def close_all() -> None:
+    """Close what :func:`make_once` made: robosuite's models ask for 1.2 GB of memory each, if they do not touch it."""
+    while _MADE:
+        _MADE.popitem()[1].close()
+    gc.collect()  # Their parts hold each other.
 
 
 def random_actions(env: Env, rng: np.random.Generator, steps: int) -> Array:

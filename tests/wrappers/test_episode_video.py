@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import imageio.v2 as imageio
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 
@@ -54,7 +54,7 @@ def test_an_episode_becomes_a_video_that_ends_in_its_outcome(
     steps = run(env, 3)
     run(env, 5)  # is not asked for
     assert [file.name for file in (tmp_path / "videos").iterdir()] == [f"episode_3_{outcome}.mp4"]
-    frames = imageio.mimread(tmp_path / "videos" / f"episode_3_{outcome}.mp4")
+    frames = imageio.imread(tmp_path / "videos" / f"episode_3_{outcome}.mp4", plugin="pyav")
     assert len(frames) == 1 + steps + 7
     assert frames[0].shape == (64, 96 + 32, 3)
     for frame, expected in ((frames[0], GOING_ON), (frames[-1], color)):
@@ -73,13 +73,13 @@ def test_an_episode_that_is_left_leaves_no_half_video(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_ffmpeg_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "ffmpeg"))
-    env = video(tmp_path / "videos", reach=0.0)
-    with pytest.raises(OSError, match=r"episode_3\.part\.mp4 cannot be written by ffmpeg: .*No such file"):
-        env.reset(seed=3)
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".episode_3.part.mp4").symlink_to("/dev/full")
+    env = video(tmp_path, reach=0.0)
+    with pytest.raises(OSError, match=r"episode_3\.part\.mp4 cannot be written: .*No space left"):
+        run(env, 3)
     env.close()
-    assert not list((tmp_path / "videos").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_environment_that_does_not_render_is_refused(tmp_path: Path) -> None:
