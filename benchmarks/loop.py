@@ -31,9 +31,10 @@ from stable_baselines3.common.logger import Logger
 
 import zprl_sb3  # noqa: F401  # registers the environments
 from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.pretrain.configuration import by_task, compose
 from zprl_sb3.robot_envs.rotations import rotation_6d
 from zprl_sb3.sac import SteeringSAC
-from zprl_sb3.scripts.pretrain import build_policy, by_task, compose
+from zprl_sb3.scripts.pretrain import build_policy
 from zprl_sb3.settings import load_settings
 from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
 

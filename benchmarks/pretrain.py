@@ -36,9 +36,10 @@ from zprl_sb3.bottleneck import bottleneck_loss
 from zprl_sb3.flow import flow_loss, sample_times, without_gradients
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.acceleration import compiled
+from zprl_sb3.pretrain.configuration import by_task, compose
 from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
 from zprl_sb3.pretrain.windows import Windows
-from zprl_sb3.scripts.pretrain import build_policy, by_task, compose
+from zprl_sb3.scripts.pretrain import build_policy
 from zprl_sb3.vision import MEAN, STD
 
 SHAPES: dict[str, tuple[int, ...]] = {"front_image": (84, 84, 3), "hand_image": (84, 84, 3), "proprio": (9,)}

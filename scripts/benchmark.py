@@ -34,11 +34,13 @@ EXAMPLES = """examples:
   zprl benchmark my.yml --output runs/benchmark
   zprl benchmark my.yml --output runs/benchmark --jobs 4
   zprl benchmark my.yml --output runs/benchmark --engine ray --ray-address auto
+  zprl benchmark ablations/scale --output runs/scale   # the package's own: scale, latent_dim, demos, beta, resemb
 
 my.yml:
   tasks:
     box-close: {policy: runs/box/base/policy}
     door: {policy: runs/door/base/policy, set: [n_timesteps=30000]}
+    can: {base: {env: zprl/Can-v0, demos: 50}}  # demonstrations and policy are made, what is not said by quickstart.yml
   methods:                  # the names of `zprl train --algo`, or names of your own
     zprl: {}
     po_dec: {}
@@ -64,8 +66,9 @@ def benchmark(jobs: Sequence[Job], run: Runner, at_once: int) -> dict[str, str]:
     :raises KeyboardInterrupt: After Ctrl-C, once all runs have saved and ended
     :raises SystemExit: Likewise after SIGTERM
     """
-    states = {job.name: "done" if job.finished() else "waiting" for job in jobs}
+    states = _states(jobs)
     errors: dict[str, str] = {}
+    left = [job for job in jobs if states[job.name] == "waiting"]
     stop = Event()
 
     def work(job: Job) -> None:
@@ -73,8 +76,10 @@ def benchmark(jobs: Sequence[Job], run: Runner, at_once: int) -> dict[str, str]:
         run(job, stop)
 
     with interrupts_wait() as interrupts, ThreadPoolExecutor(at_once) as pool, _shown(jobs, states) as show:
-        futures = {pool.submit(work, job): job for job in jobs if states[job.name] == "waiting"}
-        while futures:
+        futures: dict[Future[None], Job] = {}
+        while futures or left:
+            ready, left = _ready(left, states, errors)
+            futures |= {pool.submit(work, job): job for job in ready}
             time.sleep(LOOK)
             for future in [each for each in futures if each.done()]:
                 _note(future, futures.pop(future), states, errors)
@@ -84,6 +89,29 @@ def benchmark(jobs: Sequence[Job], run: Runner, at_once: int) -> dict[str, str]:
                 pool.shutdown(cancel_futures=True)
                 raise interrupts.exception()
     return errors
+
+
+def _states(jobs: Sequence[Job]) -> dict[str, str]:
+    """Return which jobs are waiting and which are done, or not needed any more by any that is waiting."""
+    states: dict[str, str] = {}
+    for job in reversed(jobs):
+        users = [states[other.name] for other in jobs if job.name in other.needs]
+        waiting = not job.finished() and (not users or "waiting" in users)
+        states[job.name] = "waiting" if waiting else "done"
+    return {job.name: states[job.name] for job in jobs}
+
+
+def _ready(left: Sequence[Job], states: dict[str, str], errors: dict[str, str]) -> tuple[list[Job], list[Job]]:
+    """Part the jobs that can be started from those that wait for others. What needs one that failed fails with it."""
+    ready: list[Job] = []
+    waiting: list[Job] = []
+    for job in left:
+        needed = {states[name]: name for name in job.needs}
+        if "failed" in needed:
+            states[job.name], errors[job.name] = "failed", f"not started, because {needed['failed']} failed"
+        else:
+            (waiting if needed.keys() - {"done"} else ready).append(job)
+    return ready, waiting
 
 
 def _note(future: Future[None], job: Job, states: dict[str, str], errors: dict[str, str]) -> None:
@@ -153,7 +181,9 @@ class Slots:
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     parser = new_parser("benchmark", __doc__, EXAMPLES)
-    parser.add_argument("file", help="YAML file of tasks, methods and seeds")
+    parser.add_argument(
+        "file", help="YAML file of tasks, methods and seeds, or one of the package's, e.g. ablations/scale"
+    )
     parser.add_argument("--output", required=True, help="folder of all runs")
     parser.add_argument("--jobs", type=at_least(1), help="runs at once; default: all cores, under Ray all GPUs or CPUs")
     parser.add_argument(

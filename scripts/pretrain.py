@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from typing import Any
 import gymnasium as gym
 import hydra
 import torch as th
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.checkpoint import save_policy
 from zprl_sb3.files import recovered, write_json
+from zprl_sb3.locks import locked
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, image_keys
+from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.processes import Processes, local_device, processes
 from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
@@ -29,10 +30,7 @@ from zprl_sb3.robot_envs.collection import check_version
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
 from zprl_sb3.scripts.evaluate import base_evaluation, evaluate_base, table
-from zprl_sb3.settings import load_settings
 from zprl_sb3.wrappers.chunking import chunked
-
-CONFIG_MODULE = "zprl_sb3.hyperparams.pretrain"
 
 
 def pretrain(config: dict[str, Any], group: Processes | None = None) -> Path:
@@ -56,7 +54,8 @@ def pretrain(config: dict[str, Any], group: Processes | None = None) -> Path:
     if checkpoint.is_dir():
         print(f"{checkpoint} is trained already; remove {output} to train it anew")
         return checkpoint
-    save = partial(save_policy, dataset_sha256=demos.sha256, env_kwargs=demos.env_kwargs, training=config["training"])
+    facts = {"dataset_sha256": demos.sha256, "demonstrations": len(demos), "env_kwargs": demos.env_kwargs}
+    save = partial(save_policy, **facts, training=config["training"])
     latest = output / "policy_latest"
     what = f"{len(demos)} demonstrations of {demos.env_id}"
     trainer = _prepare(demos, config, output, lambda policy, step: save(policy, latest, step=step), group)
@@ -70,16 +69,6 @@ def pretrain(config: dict[str, Any], group: Processes | None = None) -> Path:
         shutil.rmtree(latest)
         print(f"Wrote {checkpoint}")
     return checkpoint
-
-
-def by_task(settings: dict[str, Any], env_id: str) -> dict[str, Any]:
-    """Return settings of model or training with what is null in them as ``hyperparams/tasks.yml`` has it for the task.
-
-    :param settings: As in ``hyperparams/pretrain/model/`` or ``hyperparams/pretrain/training/``
-    :param env_id: Gymnasium id
-    """
-    task = load_settings("tasks.yml", env_id)
-    return {key: task.get(key) if value is None else value for key, value in settings.items()}
 
 
 def _prepare(
@@ -179,25 +168,13 @@ def evaluate_checkpoint(
     return results
 
 
-def compose(config_name: str = "config", overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the configuration that ``zprl pretrain`` would get, as plain containers."""
-    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return _plain(hydra.compose(config_name, list(overrides)))
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
-
-
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")
 def _program(config: DictConfig) -> None:
-    plain = _plain(config)
-    with processes() as group:
-        checkpoint = pretrain(plain, group)
-    if group.first and plain["evaluation"]["episodes"]:
-        evaluate_checkpoint(checkpoint, **plain["evaluation"], device=plain["device"])
+    settings = plain(config)
+    with processes() as group, locked(settings["output"]) if group.first else nullcontext():
+        checkpoint = pretrain(settings, group)
+    if group.first and settings["evaluation"]["episodes"]:
+        evaluate_checkpoint(checkpoint, **settings["evaluation"], device=settings["device"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,9 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints a traceback of its own and exits
     try:
         _program()
-    except (HydraException, OmegaConfBaseException) as error:
-        reasons = [str(each).splitlines()[0] for each in (error, error.__cause__) if each is not None]
-        raise ValueError(f"{': '.join(reasons)} (`zprl pretrain --help` shows all settings)") from error
+    except ERRORS as error:
+        raise readable_error(error) from error
     return 0
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from zprl_sb3.files import atomic_path, write_json
+from zprl_sb3.pretrain.configuration import compose
 from zprl_sb3.report import EVALUATIONS
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.collect import collect
 from zprl_sb3.scripts.common import add_device, add_seed, add_settings, new_parser
 from zprl_sb3.scripts.evaluate import base_evaluation, evaluate_base, evaluate_run, table
-from zprl_sb3.scripts.pretrain import compose, pretrain
+from zprl_sb3.scripts.pretrain import pretrain
 from zprl_sb3.scripts.report import report
 from zprl_sb3.scripts.train import train
 from zprl_sb3.settings import load_settings

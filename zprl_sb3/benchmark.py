@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import yaml
 
-from zprl_sb3.checkpoint import read_config
+from zprl_sb3 import base_policies
+from zprl_sb3.base_policies import BasePolicy
 from zprl_sb3.jobs import Job
 from zprl_sb3.learners import ALGORITHMS
-from zprl_sb3.settings import load_settings
+from zprl_sb3.settings import find_file, load_settings
 
 KEYS = {"tasks", "methods", "seeds", "set", "episodes", "zero_noise"}
 
@@ -29,56 +31,71 @@ class _Plan:
     episodes: str
     zero_noise: bool
 
-    def base(self, task: str, policy: str) -> Job:
+    def base(self, task: str, policy: BasePolicy) -> Job:
         """Return the evaluation of a task's base policy."""
         result = self.output / task / "base" / "base_evaluation.json"
-        command = ("evaluate", policy, "--episodes", self.episodes, "--output", str(result))
-        return Job(f"{task}/base", result.parent, (command,), (result,))
+        command = ("evaluate", policy.checkpoint, "--episodes", self.episodes, "--output", str(result))
+        return Job(f"{task}/base", result.parent, (command,), (result,), needs=policy.needs)
 
-    def job(self, name: str, algo: str, policy: str, seed: int, changes: list[str]) -> Job:
+    def run(self, name: str, algo: str, policy: BasePolicy, seed: int, changes: list[str]) -> Job:
         """Return a run, if its settings fit."""
-        config = read_config(policy)
-        observation = config.get("env_kwargs", {}).get("observation")
-        settings = load_settings(f"{algo}.yml", config["env_id"], changes, observation)
+        settings = load_settings(f"{algo}.yml", policy.env_id, changes, policy.observation)
         folder = self.output / name
-        train = ("train", "--algo", algo, "--policy", policy, "--output", str(folder), "--seed", str(seed))
+        train = ("train", "--algo", algo, "--policy", policy.checkpoint, "--output", str(folder), "--seed", str(seed))
         evaluate = ("evaluate", str(folder), "--episodes", self.episodes)
         commands = [(*train, *(("--set", *changes) if changes else ())), evaluate]
         results = [folder / "evaluation.json"]
         if self.zero_noise and settings["steering"] != "noise":
             commands.append((*evaluate, "--noise", "zero"))
             results.append(folder / "evaluation_zero_noise.json")
-        return Job(name, folder, tuple(commands), tuple(results), settings["n_timesteps"])
+        return Job(name, folder, tuple(commands), tuple(results), settings["n_timesteps"], policy.needs)
 
 
 def read_plan(file: str | Path, output: str | Path) -> list[Job]:
     """Return the runs of a benchmark, with everything checked that can be before the first is started.
 
-    :param file: YAML: ``tasks`` (name: {policy, set}), ``methods`` (name: {algo, set}; where there is no algo, the name
-        is one), ``seeds``, ``set`` (settings of all runs), ``episodes`` of the final evaluations, ``zero_noise`` for a
-        second one without flow noise
+    :param file: A path, or one of the package's (``ablations/scale``). YAML: ``tasks`` (name: {policy or base, set},
+        with ``base`` as :func:`zprl_sb3.base_policies.to_be_made` takes it), ``methods`` (name: {algo, set}; where
+        there is no algo, the name is one), ``seeds``, ``set`` (settings of all runs), ``episodes`` of the final
+        evaluations, ``zero_noise`` for a second one without flow noise
     :param output: Folder of the benchmark
+    :return: Each after those that it needs
+    :raises FileNotFoundError: If there is no such file
     :raises PlanError: If a key, method or setting is unknown, or something is missing
     :raises CheckpointError: If a policy cannot be read
     """
-    table = _read(Path(file))
+    file = find_file(file)
+    table = _read(file)
     common = table.get("set", []), str(table.get("episodes", 200)), table.get("zero_noise", True)
     plan = _Plan(Path(output), *common)
-    tasks = _tables(table["tasks"], f"{file}: tasks", {"policy", "set"})
+    tasks = _tables(table["tasks"], f"{file}: tasks", {"policy", "base", "set"})
     methods = _tables(table["methods"], f"{file}: methods", {"algo", "set"})
-    jobs: list[Job] = []
+    jobs: dict[str, Job] = {}
     for task, about in tasks.items():
-        if "policy" not in about:
-            raise PlanError(f"{file}: task {task} has no policy")
-        jobs.append(plan.base(task, about["policy"]))
+        policy = _policy(about, plan.output, f"{file}: task {task}")
+        jobs |= {job.name: job for job in (*policy.jobs, plan.base(task, policy))}
         for method, how in methods.items():
             algo = how.get("algo", method)
             if algo not in ALGORITHMS:
                 raise PlanError(f"{file}: method {method} is none of {', '.join(ALGORITHMS)}: say which as its algo")
             changes = [*plan.changes, *about.get("set", []), *how.get("set", [])]
-            for seed in table["seeds"]:
-                jobs.append(plan.job(f"{task}/{method}-{seed}", algo, about["policy"], seed, changes))
-    return jobs
+            runs = [plan.run(f"{task}/{method}-{seed}", algo, policy, seed, changes) for seed in table["seeds"]]
+            jobs |= {job.name: job for job in runs}
+    return list(jobs.values())
+
+
+def _policy(about: dict[str, Any], output: Path, where: str) -> BasePolicy:
+    if len({"policy", "base"} & set(about)) != 1:
+        raise PlanError(f"{where} needs a policy, or a base to make one of (and not both)")
+    if "policy" in about:
+        return base_policies.given(about["policy"])
+    base = _tables({"base": about["base"]}, where, base_policies.KEYS)["base"]
+    if "env" not in base:
+        raise PlanError(f"{where}: base needs an env, as in {{env: zprl/Can-v0}}")
+    try:
+        return base_policies.to_be_made(base, output)
+    except (ValueError, KeyError, gym.error.Error) as error:
+        raise PlanError(f"{where}: base: {error.args[0] if error.args else error}") from error
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -152,3 +152,8 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def slug(name: str) -> str:
+    """Return a name as it can be part of a file's name or of an address: ``zprl/Push-v0`` becomes ``zprl-Push-v0``."""
+    return re.sub(r"[^\w.-]+", "-", name)

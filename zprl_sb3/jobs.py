@@ -24,12 +24,13 @@ PATIENCE = 600.0  # seconds that a process of a killed benchmark has to finish a
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a benchmark: training and its evaluations, or the evaluation of a task's base policy.
+    """One run of a benchmark: training and its evaluations, or what makes or evaluates a task's base policy.
 
     :param name: ``task/method-seed``, and its folder below the benchmark's
     :param commands: Programs of ``zprl`` with their arguments, to be run one after another
-    :param results: The JSON files that they leave
-    :param n_timesteps: Chunks to train for; 0 of a base policy
+    :param results: The files that they leave, of a training JSON
+    :param n_timesteps: Chunks to train for; 0 where nothing is steered
+    :param needs: Names of the jobs that have to be done before
     """
 
     name: str
@@ -37,6 +38,7 @@ class Job:
     commands: tuple[tuple[str, ...], ...]
     results: tuple[Path, ...]
     n_timesteps: int = 0
+    needs: tuple[str, ...] = ()
 
     def finished(self) -> bool:
         """Whether all results are there, of a run as long as it is to be."""

@@ -17,6 +17,7 @@ from zprl_sb3.settings import METHODS, NOT_IDENTITY, flatten
 
 TRAINING = ["time/env_steps", "time/total_timesteps", "train/q_mean", "train/delta_rms"]
 NEEDED = ["env_steps", "success_rate", "ci_low", "ci_high"]  # of every row; the other columns may be missing
+BASE_POLICY = "base policy"  # a fact of a run: the fingerprint of its base policy
 FIRST = {"steering": "latent", "learner": "sac"}  # of runs from before there was a choice
 LAST = 5  # evaluations whose mean is the final success
 MOTION = {"velocity": "m/s", "acceleration": "m/s²", "jerk": "m/s³"}
@@ -38,10 +39,11 @@ class Run:
     :param folder: The folder
     :param env_id: Gymnasium id
     :param seed: Seed of the run
-    :param facts: All else that decides what it learns: fingerprint of the base policy, settings by dotted name
+    :param facts: All else that decides what it learns: :data:`BASE_POLICY`, settings by dotted name
     :param curve: One row per evaluation, as in ``evaluations.csv``
     :param training: One row per burst of updates, as in ``logs``; empty where these are missing
     :param evaluations: Figures of the final evaluations, by the names of :data:`EVALUATIONS`
+    :param base_facts: How the base policy was made, by dotted name, as far as its checkpoint tells
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Run:
     curve: pd.DataFrame
     training: pd.DataFrame = field(default_factory=pd.DataFrame)
     evaluations: dict[str, Figures] = field(default_factory=dict)
+    base_facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -116,7 +119,7 @@ def read_run(folder: str | Path) -> Run:
     try:
         run = yaml.safe_load(file.read_text())
         env_id, seed = run["env_id"], run["seed"]
-        facts = {"base policy": run["policy"][:8], **FIRST, **flatten(run["settings"])}
+        facts = {BASE_POLICY: run["policy"][:8], **FIRST, **flatten(run["settings"])}
         float(facts["scale"])
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{file} is damaged or not of `zprl train`: {error!r}") from error
@@ -124,7 +127,19 @@ def read_run(folder: str | Path) -> Run:
     files = {name: folder / file for name, file in EVALUATIONS.items() if (folder / file).is_file()}
     evaluations = {name: _figures(_read_json(file), file) for name, file in files.items()}
     curve, training = _read_curve(folder / "evaluations.csv"), _read_training(folder / "logs")
-    return Run(folder, env_id, seed, facts, curve, training, evaluations)
+    return Run(
+        folder, env_id, seed, facts, curve, training, evaluations, _base_facts(folder / "policy" / "config.json")
+    )
+
+
+def _base_facts(file: Path) -> dict[str, Any]:
+    """Return the sizes of a base policy and how it was trained, nothing where its checkpoint is not in the run."""
+    if not file.is_file():
+        return {}
+    config = _read_json(file)
+    return flatten(
+        {key: config[key] for key in ("demonstrations", "bottleneck", "policy", "training") if key in config}
+    )
 
 
 def _read_curve(file: Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from zprl_sb3 import report_tables as tables
 from zprl_sb3 import report_text as text
-from zprl_sb3.files import atomic_path
+from zprl_sb3.files import atomic_path, slug
 from zprl_sb3.report import LAST, Base
 from zprl_sb3.report_figures import Looks, draw_across, draw_environment, draw_overview, looks
 from zprl_sb3.report_groups import Group, by_environment
@@ -171,8 +171,3 @@ def find_videos(groups: Iterable[Group], bases: Iterable[Base]) -> list[Video]:
 def _outcome(file: Path) -> str:
     found = OUTCOME.fullmatch(file.stem)
     return f"episode {found[1]}, {found[2]}" if found else file.stem
-
-
-def slug(name: str) -> str:
-    """Return a name as it can be part of a file's name or of an address: ``zprl/Push-v0`` becomes ``zprl-Push-v0``."""
-    return re.sub(r"[^\w.-]+", "-", name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zprl_sb3.report import Run
+from zprl_sb3.report import BASE_POLICY, Run
 from zprl_sb3.settings import METHODS
+
+SYMBOLS = {"bottleneck.latent_dim": "d", "training.beta": "β"}  # the paper's, of what base policies may differ in
 
 
 @dataclass
@@ -73,23 +75,38 @@ def _named(members: Sequence[Run], peers: Sequence[Run]) -> Group:
 
     :param peers: One run of each group of the method, in all environments
     """
-    run, differing = members[0], _differing(peers)
+    run, differing = members[0], _differing([(peer.env_id, peer.facts) for peer in peers])
     steers = run.method != METHODS["latent", "soe"]  # which has a λ like all, and no use for it
     scale = [f"λ = {run.facts['scale']:g}"] if steers else []
     others = [key for key in differing if key != "scale" and str(run.facts.get(key)) != _usual(key, peers)]
     more = [f"{_short_key(key, differing)} = {_short_value(run.facts.get(key), key, peers)}" for key in others]
+    if BASE_POLICY in others:
+        more[others.index(BASE_POLICY)] = _base_words(run, peers) or more[others.index(BASE_POLICY)]
     method = [run.method, *(scale if "scale" in differing else ()), *more]
     return Group(run.env_id, ", ".join(method), ", ".join([run.method, *scale, *more]), [])
 
 
-def _differing(peers: Sequence[Run]) -> list[str]:
-    """Return the settings that differ within an environment. Tasks may differ from each other in any."""
+def _base_words(run: Run, peers: Sequence[Run]) -> str | None:
+    """Return what the base policy differs in from its environment's others, None where that is not known of all."""
+    here = [peer for peer in peers if peer.env_id == run.env_id]
+    keys = _differing([(peer.env_id, peer.base_facts) for peer in here])
+    told = {tuple(str(peer.base_facts.get(key)) for key in keys) for peer in here}
+    if len(told) < len({peer.facts.get(BASE_POLICY) for peer in here}):
+        return None
+    return ", ".join(f"{SYMBOLS.get(key, _short_key(key, keys))} = {run.base_facts.get(key)}" for key in keys)
+
+
+def _differing(tables: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Return the settings that differ within an environment. Tasks may differ from each other in any.
+
+    :param tables: The environment and the settings of each
+    """
 
     def differs(key: str) -> bool:
-        pairs = {(peer.env_id, str(peer.facts.get(key))) for peer in peers}
+        pairs = {(env_id, str(table.get(key))) for env_id, table in tables}
         return len(pairs) > len({env_id for env_id, _ in pairs})
 
-    return [key for key in dict.fromkeys(key for peer in peers for key in peer.facts) if differs(key)]
+    return [key for key in dict.fromkeys(key for _, table in tables for key in table) if differs(key)]
 
 
 def _usual(key: str, peers: Sequence[Run]) -> str | None:

@@ -12,7 +12,8 @@ from string import Template
 from urllib.parse import quote
 
 from zprl_sb3 import report_text as text
-from zprl_sb3.report_contents import Section, Video, slug
+from zprl_sb3.files import slug
+from zprl_sb3.report_contents import Section, Video
 
 EMBEDDED = 5_000_000  # bytes of videos that the page holds itself, all together
 

@@ -112,11 +112,21 @@ def parse_override(text: str) -> dict[str, Any]:
     return dict(result)
 
 
-def _read(name: str) -> dict[str, Any]:
+def find_file(name: str | Path) -> Path:
+    """Return the file of a name: at that path, or else in the package's ``hyperparams/``, with or without ``.yml``.
+
+    :raises FileNotFoundError: If there is neither
+    """
     # A file of the user's comes first: an edited copy must not be passed over for the packaged one of the same name.
-    path = Path(name) if Path(name).is_file() else files("zprl_sb3.hyperparams") / name
-    if not path.is_file():
-        raise FileNotFoundError(f"No settings file {name}: neither in the package's hyperparams/ nor at that path")
+    package = Path(str(files("zprl_sb3.hyperparams")))
+    for path in (Path(name), package / name, package / f"{name}.yml"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"No settings file {name}: neither in the package's hyperparams/ nor at that path")
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = find_file(name)
     try:
         tables = yaml.load(path.read_text(), _Loader)
     except yaml.YAMLError as error:

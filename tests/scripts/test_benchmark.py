@@ -67,7 +67,7 @@ def test_a_plan_is_every_task_with_every_method_and_seed(plan: Any, tmp_path: Pa
     ("changes", "error", "message"),
     [
         ({"seed": [0]}, PlanError, "needs tasks, methods and seeds, and knows episodes, methods"),
-        ({"tasks": {"reach": {}}}, PlanError, "task reach has no policy"),
+        ({"tasks": {"reach": {}}}, PlanError, "task reach needs a policy, or a base to make one of"),
         ({"tasks": ["reach"]}, PlanError, "tasks is a table of tables"),
         ({"methods": {"best": {}}}, PlanError, "method best is none of zprl, po_dec"),
         ({"methods": {"zprl": {"sets": []}}}, PlanError, "zprl has no sets; known are algo, set"),

@@ -14,8 +14,8 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
+from zprl_sb3.pretrain.configuration import compose
 from zprl_sb3.scripts import cli
-from zprl_sb3.scripts.pretrain import compose
 
 ARGPARSE = [name for name in cli.PROGRAMS if name != "pretrain"]
 

@@ -1,0 +1,51 @@
+"""The settings of ``zprl pretrain``: Hydra's YAML in ``hyperparams/pretrain/``, and what goes with the task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zprl_sb3.settings import load_settings
+
+CONFIG_MODULE = "zprl_sb3.hyperparams.pretrain"
+ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def compose(config_name: str = "config", overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the configuration that ``zprl pretrain`` would get, as plain containers.
+
+    :raises ValueError: If an override does not fit
+    """
+    try:
+        with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            return plain(hydra.compose(config_name, list(overrides)))
+    except ERRORS as error:
+        raise readable_error(error) from error
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration without Hydra's own part, as plain containers."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items() if key != "hydra"}
+
+
+def readable_error(error: Exception) -> ValueError:
+    """Return what Hydra complains of in a line."""
+    reasons = [str(each).splitlines()[0] for each in (error, error.__cause__) if each is not None]
+    return ValueError(f"{': '.join(reasons)} (`zprl pretrain --help` shows all settings)")
+
+
+def by_task(settings: dict[str, Any], env_id: str) -> dict[str, Any]:
+    """Return settings of model or training with what is null in them as ``hyperparams/tasks.yml`` has it for the task.
+
+    :param settings: As in ``hyperparams/pretrain/model/`` or ``hyperparams/pretrain/training/``
+    :param env_id: Gymnasium id
+    """
+    task = load_settings("tasks.yml", env_id)
+    return {key: task.get(key) if value is None else value for key, value in settings.items()}

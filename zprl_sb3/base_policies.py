@@ -1,0 +1,94 @@
+"""Base policies of a benchmark: one that is there, or demonstrations and pretraining as jobs that others wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zprl_sb3.checkpoint import CONFIG, read_config
+from zprl_sb3.files import slug
+from zprl_sb3.jobs import Job
+from zprl_sb3.pretrain.configuration import compose
+from zprl_sb3.robot_envs.collection import family_of
+from zprl_sb3.settings import load_settings
+
+KEYS = {"env", "demos", "collect", "pretrain"}
+
+
+@dataclass(frozen=True)
+class BasePolicy:
+    """A task's base policy.
+
+    :param checkpoint: Its folder, which may be still to be made
+    :param env_id: Gymnasium id
+    :param observation: ``state``, ``image`` or None
+    :param jobs: What makes it, in this order
+    """
+
+    checkpoint: str
+    env_id: str
+    observation: str | None
+    jobs: tuple[Job, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The job that whoever uses the policy has to wait for."""
+        return tuple(job.name for job in self.jobs[-1:])
+
+
+def given(checkpoint: str) -> BasePolicy:
+    """Return a policy that is there.
+
+    :raises CheckpointError: If it cannot be read
+    """
+    config = read_config(checkpoint)
+    return BasePolicy(checkpoint, config["env_id"], config.get("env_kwargs", {}).get("observation"))
+
+
+def to_be_made(how: Mapping[str, Any], output: Path) -> BasePolicy:
+    """Return a policy that ``zprl collect`` and ``zprl pretrain`` make below a benchmark's folder.
+
+    What is not said is as ``hyperparams/quickstart.yml`` has it for the environment. The folders are named after what
+    is said, so that tasks with the same demonstrations share these, and tasks with the same policy that.
+
+    :param how: ``env``, and perhaps ``demos`` (how many), ``collect`` and ``pretrain`` (changes of settings)
+    :param output: The benchmark's folder
+    :raises ValueError: If a value is of another kind, or a setting is unknown
+    :raises gymnasium.error.Error: If there is no such environment
+    """
+    env_id = str(how["env"])
+    family_of(env_id)
+    own = {key: _changes(how.get(key, []), key) for key in ("collect", "pretrain")}
+    settings = load_settings("quickstart.yml", env_id, [f"demos={how['demos']}"] if "demos" in how else [])
+    collect, pretrain = ([*settings[key], *own[key]] for key in own)
+    observation = load_settings("collect.yml", env_id, collect)["observation"]
+    name = slug("-".join([env_id.rpartition("/")[2], str(settings["demos"]), *own["collect"]]))
+    seed = str(settings["base_seed"])
+    demos = _demonstrations(name, output, [env_id, str(settings["demos"]), seed], collect)
+    policy = _policy(slug("-".join([name, *own["pretrain"]])), output, demos, [*pretrain, f"seed={seed}"])
+    return BasePolicy(str(policy.results[0].parent), env_id, observation, (demos, policy))
+
+
+def _changes(value: Any, key: str) -> Sequence[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{key} is a list of changes of settings, as in [key=value], not {value!r}")
+    return value
+
+
+def _demonstrations(name: str, output: Path, what: Sequence[str], changes: Sequence[str]) -> Job:
+    name = f"demonstrations/{name}"
+    file = output / name / "demos.hdf5"
+    options = [text for pair in zip(("--env", "--episodes", "--seed"), what, strict=True) for text in pair]
+    command = ("collect", *options, "--output", str(file), *(("--set", *changes) if changes else ()))
+    return Job(name, file.parent, (command,), (file,))
+
+
+def _policy(name: str, output: Path, demos: Job, changes: Sequence[str]) -> Job:
+    name = f"policies/{name}"
+    folder = output / name
+    # Evaluated as all base policies are, by a job of the task: what only needs the policy does not wait for that.
+    overrides = [*changes, f"demos='{demos.results[0]}'", f"output='{folder}'", "evaluation.episodes=0"]
+    compose(overrides=overrides)
+    return Job(name, folder, (("pretrain", *overrides),), (folder / "policy" / CONFIG,), needs=(demos.name,))
