@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import psutil
@@ -17,12 +17,17 @@ import pytest
 import yaml
 
 import helpers
-from programs import TINY
+from programs import TINY, TINY_BASE
 from zprl_sb3.benchmark import PlanError, read_plan
-from zprl_sb3.checkpoint import CheckpointError
+from zprl_sb3.checkpoint import CheckpointError, read_config
 from zprl_sb3.files import read_rows
+from zprl_sb3.jobs import Job, JobFailed
 from zprl_sb3.locks import holder
+from zprl_sb3.report import read_run
 from zprl_sb3.scripts import cli
+from zprl_sb3.scripts.benchmark import benchmark
+
+PUSH = {"env": "zprl/Push-v0"}
 
 
 @pytest.fixture
@@ -68,6 +73,15 @@ def test_a_plan_is_every_task_with_every_method_and_seed(plan: Any, tmp_path: Pa
     [
         ({"seed": [0]}, PlanError, "needs tasks, methods and seeds, and knows episodes, methods"),
         ({"tasks": {"reach": {}}}, PlanError, "task reach needs a policy, or a base to make one of"),
+        ({"tasks": {"reach": {"policy": "x", "base": {}}}}, PlanError, "and not both"),
+        ({"tasks": {"reach": {"base": {}}}}, PlanError, "task reach: base needs an env"),
+        ({"tasks": {"reach": {"base": {"enf": "x"}}}}, PlanError, "base has no enf; known are collect, demos, env"),
+        ({"tasks": {"reach": {"base": PUSH | {"demos": "x"}}}}, PlanError, "task reach: base: .*'demos' is a whole"),
+        ({"tasks": {"reach": {"base": PUSH | {"collect": "x"}}}}, PlanError, "collect is a list of changes"),
+        ({"tasks": {"reach": {"base": PUSH | {"collect": ["x=1"]}}}}, PlanError, "unknown setting 'x'"),
+        ({"tasks": {"reach": {"base": PUSH | {"pretrain": ["model.d=1"]}}}}, PlanError, "base: Could not override"),
+        ({"tasks": {"reach": {"base": {"env": "zprl/Pish-v0"}}}}, PlanError, "base: .*Pish"),
+        ({"tasks": {"reach": {"base": {"env": "CartPole-v1"}}}}, PlanError, "no scripted demonstrator for CartPole"),
         ({"tasks": ["reach"]}, PlanError, "tasks is a table of tables"),
         ({"methods": {"best": {}}}, PlanError, "method best is none of zprl, po_dec"),
         ({"methods": {"zprl": {"sets": []}}}, PlanError, "zprl has no sets; known are algo, set"),
@@ -83,6 +97,130 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(
     (tmp_path / "plan.yml").write_text("tasks: [")
     with pytest.raises(PlanError, match="is not YAML"):
         read_plan(tmp_path / "plan.yml", tmp_path / "out")
+
+
+def test_what_makes_a_base_policy_is_shared_and_waited_for(plan: Any, tmp_path: Path) -> None:
+    few = PUSH | {"demos": 5, "collect": ["max_episode_steps=60"]}
+    tasks = {
+        "d8": {"base": few | {"pretrain": ["model.latent_dim=8"]}},
+        "d4": {"base": few | {"pretrain": ["model.latent_dim=4"]}},
+        "again": {"base": few | {"pretrain": ["model.latent_dim=4"]}},
+        "usual": {"base": PUSH},
+    }
+    out = tmp_path / "out"
+    jobs = {job.name: job for job in read_plan(plan(tasks=tasks, methods={"zprl": {}}, seeds=[0]), out)}
+    demos, usual = "demonstrations/Push-v0-5-max_episode_steps-60", "demonstrations/Push-v0-100"
+    policies = {task: f"policies/Push-v0-5-max_episode_steps-60-model.latent_dim-{task[1]}" for task in ("d8", "d4")}
+    policies |= {"again": policies["d4"], "usual": "policies/Push-v0-100"}
+    runs = [f"{task}/{run}" for task in tasks for run in ("base", "zprl-0")]
+    assert {*jobs} == {demos, usual, *policies.values(), *runs}
+    assert {name: job.needs for name, job in jobs.items()} == {
+        demos: (),
+        usual: (),
+        **{name: (usual if name.endswith("100") else demos,) for name in policies.values()},
+        **{run: (policies[run.partition("/")[0]],) for run in runs},
+    }
+    places = list(jobs)
+    assert all(places.index(need) < places.index(name) for name, job in jobs.items() for need in job.needs)
+
+    file, folder = out / demos / "demos.hdf5", out / policies["d8"]
+    numbers = ("--env", "zprl/Push-v0", "--episodes", "5", "--seed", "0")
+    assert jobs[demos].commands == (("collect", *numbers, "--output", str(file), "--set", "max_episode_steps=60"),)
+    places_and_seed = ("seed=0", f"demos='{file}'", f"output='{folder}'", "evaluation.episodes=0")
+    changes = ("model=state", "training=short", "model.latent_dim=8", *places_and_seed)
+    assert jobs[policies["d8"]].commands == (("pretrain", *changes),)
+    assert jobs["d8/zprl-0"].commands[0][3:5] == ("--policy", str(folder / "policy"))
+    assert jobs["d8/base"].commands[0][1] == str(folder / "policy")
+
+
+def test_a_base_policy_without_an_entry_in_the_quickstart_has_its_default(plan: Any, tmp_path: Path) -> None:
+    jobs = read_plan(plan(tasks={"drawer": {"base": {"env": "zprl/DrawerOpen-v0"}}}), tmp_path)
+    assert jobs[0].commands[0][1:5] == ("--env", "zprl/DrawerOpen-v0", "--episodes", "100")
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [("scale", 15), ("latent_dim", 18), ("demos", 12), ("beta", 9), ("resemb", 9)]
+)
+def test_the_papers_ablations_have_names(name: str, runs: int, tmp_path: Path) -> None:
+    jobs = read_plan(f"ablations/{name}", tmp_path)
+    trainings = [job for job in jobs if job.n_timesteps]
+    assert len(trainings) == runs
+    assert len({job.commands[0] for job in trainings}) == runs
+    assert {job.name[-2:] for job in trainings} == {"-0", "-1", "-2"}
+
+
+def test_a_path_goes_before_a_name_of_the_packages(plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ablations").mkdir()
+    plan().rename(tmp_path / "ablations" / "scale.yml")
+    assert read_plan("ablations/scale.yml", "out")[0].name == "reach/base"
+    assert read_plan("ablations/demos.yml", "out")[0].name == "demonstrations/Can-v0-25"
+    with pytest.raises(FileNotFoundError, match="No settings file ablations/gamma"):
+        read_plan("ablations/gamma", "out")
+
+
+def _write_result(job: Job) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for result in job.results:
+        result.write_text("{}")
+
+
+def test_jobs_wait_for_what_they_need_and_fail_with_it(tmp_path: Path) -> None:
+    def job(name: str, *needs: str) -> Job:
+        return Job(name, tmp_path / name, (), (tmp_path / name / "result.json",), needs=needs)
+
+    jobs = [job("demos"), job("good", "demos"), job("bad", "demos"), job("a", "good"), job("b", "bad"), job("c", "b")]
+    started: list[str] = []
+
+    def run(job: Job, stop: Event) -> None:
+        assert all((tmp_path / need / "result.json").is_file() for need in job.needs)
+        started.append(job.name)
+        if job.name == "bad" and broken:
+            raise JobFailed("it broke")
+        _write_result(job)
+
+    broken = True
+    assert benchmark(jobs, run, at_once=4) == {
+        "bad": "it broke",
+        "b": "not started, because bad failed",
+        "c": "not started, because b failed",
+    }
+    assert started[0] == "demos"
+    assert sorted(started) == ["a", "bad", "demos", "good"]
+    # The same again: only what failed, and no demonstrations, which nobody needs who is done.
+    broken, _ = False, started.clear()
+    assert benchmark(jobs, run, at_once=4) == {}
+    assert started == ["bad", "b", "c"]
+    (tmp_path / "demos" / "result.json").unlink()
+    started.clear()
+    assert benchmark(jobs, run, at_once=4) == {}
+    assert not started
+
+
+@pytest.mark.slow
+def test_an_ablation_of_the_base_policy_from_one_command(plan: Any, tmp_path: Path, zprl: Any) -> None:
+    pytest.importorskip("metaworld")
+    small = [*TINY_BASE, "training.steps=20"]
+    few = PUSH | {"demos": 3, "collect": ["max_episode_steps=40"]}
+    tasks = {
+        "d2": {"base": few | {"pretrain": [*small, "model.latent_dim=2"]}},
+        "broken": {"base": few | {"pretrain": [*small, "model.horizon=7"]}},
+    }
+    short = [*TINY, "n_timesteps=20"]
+    settings = plan(tasks=tasks, methods={"zprl": {}}, seeds=[0], set=short, episodes=1, zero_noise=False)
+    command, out = ["benchmark", settings, "--output", tmp_path / "out", "--jobs", "2"], tmp_path / "out"
+    code, text, err = zprl(*command)
+    assert code == 1
+    assert err.count("not started, because policies/") == 2
+    assert "horizon 7 must be a multiple of 2" in err
+    unfinished = [job.name for job in read_plan(settings, out) if not job.finished()]
+    assert [name.partition("/")[0] for name in unfinished] == ["policies", "broken", "broken"]
+    assert text.count("demonstrations/Push-v0-3-max_episode_steps-40: running") == 1
+    assert read_config(out / "d2" / "zprl-0" / "policy")["bottleneck"]["latent_dim"] == 2
+    assert read_run(out / "d2" / "zprl-0").base_facts["demonstrations"] == 3
+    assert (out / "report" / "report.html").is_file()
+    code, text, _ = zprl(*command)
+    assert (code, text.count(": running")) == (1, 1)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runs import ENV, run
 from zprl_sb3.report import Run
 from zprl_sb3.report_groups import by_environment, group
@@ -27,6 +29,25 @@ def test_what_differs_is_named_unless_most_have_it() -> None:
         "ZPRL, λ = 0.5, base policy = def": [policy],
         "ZPRL, λ = 0.2": [other],
     }
+
+
+def test_base_policies_are_told_apart_by_how_they_were_made() -> None:
+    def on(policy: str, seed: int = 0, **facts: object) -> Run:
+        return replace(run([0.5], seed=seed, **{"base policy": policy}), base_facts=facts)
+
+    sizes = [
+        on("abc", **{"bottleneck.latent_dim": 8, "training.beta": 1e-4}),
+        on("def", **{"bottleneck.latent_dim": 16, "training.beta": 1e-4}),
+    ]
+    assert list(labels([*sizes, replace(sizes[0], seed=1)])) == ["ZPRL, λ = 0.5, d = 8", "ZPRL, λ = 0.5, d = 16"]
+    betas = [on(policy, **{"training.beta": beta}) for policy, beta in (("abc", 1e-3), ("def", 1e-5))]
+    assert list(labels(betas)) == ["ZPRL, λ = 0.5, β = 0.001", "ZPRL, λ = 0.5, β = 1e-05"]
+    counts = [on(str(count), demonstrations=count) for count in (25, 50)]
+    assert [each.method for each in group(counts)] == ["ZPRL, demonstrations = 25", "ZPRL, demonstrations = 50"]
+    # Two of 25 that differ in their seed: only the fingerprint tells.
+    assert list(labels([*counts, on("26", demonstrations=25)])) == [
+        f"ZPRL, λ = 0.5, base policy = {policy}" for policy in (25, 50, 26)
+    ]
 
 
 def test_of_two_groups_both_are_told() -> None:
