@@ -51,7 +51,7 @@ def demonstration_buffer(
         another project's, whose rewards are sparse, and the environment's are not
     :raises ValueError: If it is of another task, or drawn in another quality
     """
-    policy, demos = steering.policy, _load(path, steering.policy)
+    policy, demos = steering.policy, policy_demonstrations(path, steering.policy)
     if not sparse and "converted" in read_collection(path):
         raise DemonstrationError(f"{path}: converted from another project's data, it does not hold the dense rewards")
     observations, rewards = _embedded(demos, steering), read_rewards(demos)
@@ -95,13 +95,19 @@ def scale_by_spread(path: str | Path, policy: SteerablePolicy, scale: float) -> 
     :raises DemonstrationError: If the file cannot be used
     :raises ValueError: If it is of another task, or the policy has no bottleneck
     """
-    z = _embedded(_load(path, policy), LatentSteering(policy, scale, sample_latent=True))["z"]
+    z = _embedded(policy_demonstrations(path, policy), LatentSteering(policy, scale, sample_latent=True))["z"]
     spread = z.std(axis=0, dtype=np.float64)
     return tuple((scale * spread / spread.mean()).tolist())
 
 
-def _load(path: str | Path, policy: SteerablePolicy) -> Demonstrations:
-    """Return the demonstrations with what the policy sees."""
+def policy_demonstrations(path: str | Path, policy: SteerablePolicy) -> Demonstrations:
+    """Return demonstrations of a policy's task with what it sees.
+
+    :param path: The file
+    :param policy: The policy
+    :raises DemonstrationError: If the file cannot be used, or lacks what the policy sees
+    :raises ValueError: If it is of another task, or drawn in another quality
+    """
     shapes = policy.observation_shapes
     kind = "image" if image_keys(shapes) else "state" if OBJECT in shapes else None
     demos = load_demonstrations(path, kind)
