@@ -19,6 +19,7 @@ PROGRAMS = {
     "pretrain": "demonstrations -> frozen flow policy with a bottleneck",
     "train": "frozen policy -> steered policy, with SteeringSAC",
     "evaluate": "success of a base or steered policy on fixed episodes, as JSON",
+    "analyse": "what steering does to a policy: maps, distances by λ, traces and smoothness, as pictures",
     "benchmark": "tasks x methods x seeds from one file, queued on this machine or with Ray",
     "report": "runs -> one HTML page: curves, tables, statistics over seeds and tasks, videos",
 }

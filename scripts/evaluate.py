@@ -130,10 +130,23 @@ Loaded = tuple[PolicyPredictor, FlowPolicy, Steering]
 def _steered(run: Path, recorded: dict[str, Any], noise: NoiseKind, device: str) -> Loaded:
     if not (run / "model.zip").is_file():
         raise FileNotFoundError(f"{run} has no model.zip: it is not a finished run (continue it with `zprl train`)")
+    return load_steered(run / "model.zip", run / "policy", recorded, noise, device)
+
+
+def load_steered(file: Path, checkpoint: Path, recorded: dict[str, Any], noise: NoiseKind, device: str) -> Loaded:
+    """Return a model, its base policy, and what it steers, as it is evaluated.
+
+    :param file: The model
+    :param checkpoint: Of the base policy
+    :param recorded: ``run.yml`` of its run
+    :param noise: Flow noise
+    :param device: ``cpu``, ``cuda`` or ``auto``
+    :raises ValueError: If the file is damaged, or the model learned with another policy or λ
+    """
     settings = recorded["settings"]
-    policy = load_policy(run / "policy", settings["chunk"], device_of(device), settings.get("sampling_steps"))
-    with readable(run / "model.zip"):
-        model = learner(settings.get("learner", "sac")).load(run / "model.zip", device=device)
+    policy = load_policy(checkpoint, settings["chunk"], device_of(device), settings.get("sampling_steps"))
+    with readable(file):
+        model = learner(settings.get("learner", "sac")).load(file, device=device)
     learned = getattr(model, "steering_spec", None)  # sb3-contrib's know of none
     scale = settings["scale"] if settings.get("scale_by") is None or learned is None else learned.scale
     steering = STEERINGS[settings.get("steering", LatentSteering.kind)](policy, scale, noise=noise)

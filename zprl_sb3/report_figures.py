@@ -62,7 +62,7 @@ def draw_environment(groups: Sequence[Group], styles: Looks, path: str | Path) -
     for axis in axes[len(panels) :]:
         axis.remove()
     _legend(figure, axes[0])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_overview(groups: Sequence[Group], styles: Looks, path: str | Path) -> Path:
@@ -83,7 +83,7 @@ def draw_overview(groups: Sequence[Group], styles: Looks, path: str | Path) -> P
         axis.remove()
     figure.suptitle(BAND, fontsize=9)
     _legend(figure, *axes[: len(environments)])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_across(across: pd.DataFrame, improvements: pd.DataFrame, styles: Looks, path: str | Path) -> Path:
@@ -104,7 +104,7 @@ def draw_across(across: pd.DataFrame, improvements: pd.DataFrame, styles: Looks,
         right.set_title(f"probability of improvement: {first} over ...", fontsize=11)
     else:
         right.remove()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_intervals(axis: Axes, table: pd.DataFrame, names: str, value: str, styles: Looks) -> None:
@@ -115,7 +115,7 @@ def _draw_intervals(axis: Axes, table: pd.DataFrame, names: str, value: str, sty
     axis.set_yticks(range(len(table)), list(table[names]))
     axis.set_ylim(len(table) - 0.5, -0.5)
     axis.set_xlim(-0.02, 1.02)
-    _plain(axis)
+    plain(axis)
 
 
 def _complete(each: Group, column: str) -> bool:
@@ -141,7 +141,7 @@ def _decorate(axis: Axes, column: str) -> None:
     axis.set_ylabel(PANELS[column])
     axis.set_xlabel("env steps")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _plain(axis)
+    plain(axis)
     if column == "success_rate":
         axis.set_ylim(-0.02, 1.02)
         axis.set_title(BAND, fontsize=9)
@@ -150,7 +150,8 @@ def _decorate(axis: Axes, column: str) -> None:
         axis.set_title("grey: the range the paper advises to start from", fontsize=9)
 
 
-def _plain(axis: Axes) -> None:
+def plain(axis: Axes) -> None:
+    """Give a panel a light grid and no frame above and at the right."""
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -164,7 +165,8 @@ def _legend(figure: Figure, *axes: Axes) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, atomically, and return the path."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
     return Path(path)

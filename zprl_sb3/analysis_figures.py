@@ -1,0 +1,168 @@
+"""The pictures of an analysis, as wide as a page of a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from zprl_sb3.analysis import MEASURES, TRAINED, UNIFORM
+from zprl_sb3.report import MOTION
+from zprl_sb3.report_figures import COLORS, plain, save
+
+WIDTH = 7.2  # inches
+BEFORE, AFTER = COLORS[0], COLORS[1]
+LOOKS = {TRAINED: (AFTER, "-"), UNIFORM: (COLORS[6], "--")}
+LABELS = dict(
+    zip(MEASURES, ("Mahalanobis distance of z̃\nto the demonstrations' z", "‖c̃ − c‖₂", "‖c̃ − g(z)‖₂"), strict=True)
+)
+ADVISED = 0.8  # the paper's limit of the mean ‖c̃ − g(z)‖ on offline data
+SPACES = {"context": "UMAP of c̃", "actions": "UMAP of actions"}
+SHOWN = 4  # layouts of a picture of traces
+LINES = ("-", ":")  # of the first hand, of the second
+
+Draw = Callable[..., Path]
+
+
+def _for_print(draw: Draw) -> Draw:
+    """Draw with letters of a paper's size."""
+
+    @wraps(draw)
+    def drawn(*arguments: Any) -> Path:
+        with mpl.rc_context({"font.size": 8, "axes.titlesize": 9, "savefig.dpi": 200, "axes.linewidth": 0.6}):
+            return draw(*arguments)
+
+    return drawn
+
+
+@_for_print
+def draw_maps(points: pd.DataFrame, path: Path) -> Path:
+    """Draw the maps of c̃ and actions, a column for each λ.
+
+    :param points: Of :func:`~zprl_sb3.analysis.maps`
+    :param path: The PNG file
+    """
+    scales = sorted(set(points["scale"]) - {0.0})
+    figure = Figure(figsize=(WIDTH, 0.35 + 2 * WIDTH / max(3, len(scales))), layout="constrained")
+    rows = figure.subplots(len(SPACES), len(scales), squeeze=False)
+    for axes, (space, label) in zip(rows, SPACES.items(), strict=True):
+        here = points[points["space"] == space]
+        for axis, scale in zip(axes, scales, strict=True):
+            for which, color in ((0.0, BEFORE), (scale, AFTER)):
+                part = here[here["scale"] == which]
+                axis.scatter(part["x"], part["y"], s=2, color=color, alpha=0.35, linewidth=0, rasterized=True)
+            axis.set(xlim=_around(here["x"]), ylim=_around(here["y"]), xticks=[], yticks=[])
+        axes[0].set_ylabel(label)
+    for axis, scale in zip(rows[0], scales, strict=True):
+        axis.set_title(f"λ = {scale:g}")
+    names = {"before steering (λ = 0)": BEFORE, "after": AFTER}
+    _legend(
+        figure, [Line2D([], [], marker="o", linestyle="", color=color, label=name) for name, color in names.items()]
+    )
+    return save(figure, path)
+
+
+def _around(values: pd.Series[float]) -> tuple[float, float]:
+    low, high = values.min(), values.max()
+    return low - 0.04 * (high - low), high + 0.04 * (high - low)
+
+
+@_for_print
+def draw_shift(curves: pd.DataFrame, scale: float, path: Path) -> Path:
+    """Draw how far steering leads, against λ.
+
+    :param curves: Of :func:`~zprl_sb3.analysis.shift_curves`
+    :param scale: λ of the run
+    :param path: The PNG file
+    """
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    for axis, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES, strict=True):
+        for way, table in curves.groupby("delta", sort=False):
+            color, style = LOOKS[way]
+            axis.plot(table["scale"], table[measure], color=color, linestyle=style, label=way)
+            low, high = (table[f"{measure}_{end}"] for end in ("low", "high"))
+            axis.fill_between(table["scale"], low, high, color=color, alpha=0.15, linewidth=0)
+        axis.axvline(scale, color="grey", linewidth=0.8, linestyle=":")
+        axis.set(xlabel="λ", ylabel=LABELS[measure], xlim=(0, curves["scale"].max()), ylim=(0, None))
+        plain(axis)
+    axis.axhline(ADVISED, color="grey", linewidth=0.8)
+    handles, _ = axis.get_legend_handles_labels()
+    grey = (Line2D([], [], color="grey", linewidth=0.8, linestyle=style, label=name) for style, name in GREYS)
+    _legend(figure, [*handles, *grey])
+    return save(figure, path)
+
+
+GREYS = ((":", "λ of the run"), ("-", f"advised: mean below {ADVISED}"))
+
+
+@_for_print
+def draw_traces(table: pd.DataFrame, path: Path) -> Path:
+    """Draw where two policies sent the hands from the same layouts: a column for each layout, a row for x, y and z.
+
+    :param table: Of :func:`~zprl_sb3.analysis.traces`
+    :param path: The PNG file
+    """
+    policies, seeds = list(dict.fromkeys(table["policy"])), list(dict.fromkeys(table["seed"]))[:SHOWN]
+    looks = dict(zip(policies, (BEFORE, AFTER), strict=True))
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    rows = figure.subplots(3, len(seeds), sharex=True, sharey="row", squeeze=False)
+    for axes, coordinate in zip(rows, "xyz", strict=True):
+        for axis, seed in zip(axes, seeds, strict=True):
+            for (policy, hand), trace in table[table["seed"] == seed].groupby(["policy", "hand"], sort=False):
+                _draw_trace(axis, trace, coordinate, looks[policy], LINES[hand % len(LINES)])
+            plain(axis)
+        axes[0].set_ylabel(f"desired {coordinate} (m)")
+    for place, (above, below) in enumerate(zip(rows[0], rows[-1], strict=True), start=1):
+        above.set_title(f"layout {place}")
+        below.set_xlabel("time (s)")
+    hands = dict(zip(("first hand", "second hand"), LINES, strict=True)) if table["hand"].max() else {}
+    _legend(
+        figure,
+        [Line2D([], [], color=color, label=policy) for policy, color in looks.items()]
+        + [Line2D([], [], color="black", linestyle=style, label=name) for name, style in hands.items()]
+        + [Line2D([], [], color="black", linestyle="", marker=ENDS[end], label=end) for end in ENDS],
+    )
+    return save(figure, path)
+
+
+ENDS = {"success": "o", "failure": "x"}
+
+
+def _draw_trace(axis: Axes, trace: pd.DataFrame, coordinate: str, color: str, style: str) -> None:
+    axis.plot(trace["seconds"], trace[coordinate], color=color, linestyle=style, linewidth=1)
+    last = trace.iloc[-1]
+    marker = ENDS["success" if last["success"] else "failure"]
+    axis.plot(last["seconds"], last[coordinate], color=color, marker=marker, markersize=4.5)
+
+
+@_for_print
+def draw_smoothness(curve: pd.DataFrame, path: Path) -> Path:
+    """Draw velocity, acceleration and jerk against env steps.
+
+    :param curve: Evaluations, as in ``evaluations.csv``
+    :param path: The PNG file
+    """
+    figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
+    before = curve[curve["env_steps"] == 0]
+    for axis, (name, unit) in zip(figure.subplots(1, len(MOTION)), MOTION.items(), strict=True):
+        axis.plot(curve["env_steps"], curve[name], color=AFTER, marker="o", markersize=3, label="steered")
+        for value in before[name]:
+            axis.axhline(value, color=BEFORE, linestyle="--", linewidth=1, label="base policy")
+        axis.set(xlabel="env steps", ylabel=f"{name} ({unit})", ylim=(0, 1.15 * np.nanmax(curve[name])))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        plain(axis)
+    _legend(figure, axis.get_legend_handles_labels()[0])
+    return save(figure, path)
+
+
+def _legend(figure: Figure, handles: list[Any]) -> None:
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
