@@ -25,7 +25,7 @@ from zprl_sb3.latents import OfflineLatents, offline_latents
 from zprl_sb3.learners import SOE
 from zprl_sb3.report import MOTION, read_run
 from zprl_sb3.report_text import markdown as as_markdown
-from zprl_sb3.report_text import number
+from zprl_sb3.report_text import three_digits
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import add_device, add_seed, at_least, make_arguments, new_parser, read_yaml
 from zprl_sb3.scripts.evaluate import Loaded, load_steered
@@ -170,6 +170,7 @@ def _trace(loaded: Loaded, arguments: dict[str, Any], episodes: int, seed: int, 
         results = {name: evaluate(predictor, env, seed, episodes) for name, predictor in predictors.items()}
     finally:
         env.close()
+    found.facts |= {"seed": seed, "shown": min(episodes, figures.SHOWN)}
     found.facts["rollouts"] = {name: result.summary() for name, result in results.items()}
     table = analysis.traces(results)
     if len(table):
@@ -216,14 +217,15 @@ PICTURES: dict[str, tuple[str, str, Any]] = {
         "How far steering leads",
         "Mahalanobis distance of z̃ = z + λΔz to a Gaussian with Ledoit and Wolf's covariance, fitted on z of "
         "{observations} observations of the demonstrations (at λ = 0 that of these z themselves), and distances of "
-        "c̃ = g(z̃) to the context c and to g(z). Lines: means over these observations; bands: 5th to 95th percentile. "
-        "Uniform Δz, in [−1, 1], stands for a policy that has not learned where to go.",
+        "c̃ = g(z̃) to the context c (at λ = 0 what the bottleneck loses) and to g(z). Lines: means over these "
+        "observations; bands: 5th to 95th percentile. Uniform Δz, in [−1, 1], stands for a policy that has not learned "
+        "where to go.",
         lambda found, path: figures.draw_shift(found.tables["shift"], found.facts["scale"], path),
     ),
     "traces": (
         "Desired positions",
         "Where the base policy and the steered one send the hand from the same layouts with the same flow noise; the "
-        "mark is where the episode ends.",
+        "mark is where the episode ends. The first layout is that of seed {seed}; drawn are the first {shown}.",
         lambda found, path: figures.draw_traces(found.tables["traces"], path),
     ),
     "smoothness": (
@@ -268,8 +270,10 @@ def _shift_table(found: Analysis) -> pd.DataFrame:
 def _rollout_table(found: Analysis) -> pd.DataFrame:
     rows: list[dict[str, str]] = []
     for name, result in found.facts["rollouts"].items():
-        row = {"policy": name, "success": f"{result['success_rate']:.2f} of {result['episodes']}"}
-        row |= {f"{motion} ({unit})": number(result.get(motion) or float("nan")) for motion, unit in MOTION.items()}
+        row = {"policy": name, "success": f"{result['success_rate'] * result['episodes']:.0f} of {result['episodes']}"}
+        row |= {
+            f"{motion} ({unit})": three_digits(result.get(motion) or float("nan")) for motion, unit in MOTION.items()
+        }
         rows.append(row)
     return pd.DataFrame(rows)
 

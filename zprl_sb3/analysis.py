@@ -17,8 +17,8 @@ from zprl_sb3.offline import BATCH
 from zprl_sb3.wrappers import LatentSteering
 from zprl_sb3.wrappers.steering import normalized
 
-POINTS = 4000  # of a map: up to 4096 UMAP compares all pairs, and need not compile its search for neighbours
-EPOCHS = 200  # of UMAP
+POINTS = 2800  # of a map: seconds (up to 4096 UMAP compares all pairs, and compiles no search for neighbours)
+EPOCHS, NEIGHBOURS = 200, 50  # of UMAP: more neighbours than its 15 leave fewer islands
 BAND = (5, 95)  # percentiles
 TRAINED, UNIFORM = "trained actor", "uniform Δz"
 MEASURES = ("mahalanobis", "context_distance", "displacement")
@@ -114,7 +114,7 @@ def maps(
 def _umap(points: Array, seed: int) -> Array:
     from umap import UMAP  # 17 s
 
-    places: Array = UMAP(n_epochs=EPOCHS, random_state=seed, n_jobs=1).fit_transform(points)
+    places: Array = UMAP(n_neighbors=NEIGHBOURS, n_epochs=EPOCHS, random_state=seed, n_jobs=1).fit_transform(points)
     return places
 
 
@@ -122,7 +122,7 @@ def _umap(points: Array, seed: int) -> Array:
 def decode(steering: LatentSteering, z: Array) -> Array:
     """Return g(z) (N, C)."""
     device = steering.policy.device
-    parts = [steering.bottleneck.decode(part.to(device)).cpu() for part in th.as_tensor(z).split(BATCH)]
+    parts = [steering.bottleneck.decode(th.as_tensor(z[rows], device=device)).cpu() for rows in _batches(len(z))]
     return th.cat(parts).numpy()
 
 
@@ -135,10 +135,15 @@ def executed(steering: LatentSteering, conditions: Array, noise: Array) -> Array
     """
     policy = steering.policy
     parts: list[th.Tensor] = []
-    for condition, part in zip(th.as_tensor(conditions).split(BATCH), th.as_tensor(noise).split(BATCH), strict=True):
-        actions = policy.act(condition.to(policy.device), part.to(policy.device))[:, : policy.chunk]
+    for rows in _batches(len(conditions)):
+        condition, part = (th.as_tensor(values[rows], device=policy.device) for values in (conditions, noise))
+        actions = policy.act(condition, part)[:, : policy.chunk]
         parts.append(normalized(policy, actions).flatten(start_dim=1).cpu())
     return th.cat(parts).numpy()
+
+
+def _batches(count: int) -> list[slice]:
+    return [slice(start, start + BATCH) for start in range(0, count, BATCH)]
 
 
 def traces(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
@@ -151,7 +156,9 @@ def traces(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     for policy, result in evaluations.items():
         for seed, success, places in zip(result.seeds, result.successes, result.commanded, strict=True):
-            for hand in range(0 if places is None else places.shape[1]):
+            if places is None:
+                continue
+            for hand in range(places.shape[1]):
                 about = {"policy": policy, "seed": seed, "success": success, "hand": hand}
                 seconds = result.dt * np.arange(1, len(places) + 1)
                 table = pd.DataFrame({"seconds": seconds} | dict(zip("xyz", places[:, hand].T, strict=True)))

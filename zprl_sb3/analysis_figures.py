@@ -27,6 +27,7 @@ LABELS = dict(
 )
 ADVISED = 0.8  # the paper's limit of the mean ‖c̃ − g(z)‖ on offline data
 SPACES = {"context": "UMAP of c̃", "actions": "UMAP of actions"}
+DOTS = (("#9ecae1", 9.0), (AFTER, 1.6))  # before and after steering: what has not moved is a small dot on a large one
 SHOWN = 4  # layouts of a picture of traces
 LINES = ("-", ":")  # of the first hand, of the second
 
@@ -38,7 +39,9 @@ def _for_print(draw: Draw) -> Draw:
 
     @wraps(draw)
     def drawn(*arguments: Any) -> Path:
-        with mpl.rc_context({"font.size": 8, "axes.titlesize": 9, "savefig.dpi": 200, "axes.linewidth": 0.6}):
+        with mpl.rc_context(
+            {"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 7.5, "savefig.dpi": 200, "axes.linewidth": 0.6}
+        ):
             return draw(*arguments)
 
     return drawn
@@ -57,17 +60,15 @@ def draw_maps(points: pd.DataFrame, path: Path) -> Path:
     for axes, (space, label) in zip(rows, SPACES.items(), strict=True):
         here = points[points["space"] == space]
         for axis, scale in zip(axes, scales, strict=True):
-            for which, color in ((0.0, BEFORE), (scale, AFTER)):
+            for which, (color, size) in zip((0.0, scale), DOTS, strict=True):
                 part = here[here["scale"] == which]
-                axis.scatter(part["x"], part["y"], s=2, color=color, alpha=0.35, linewidth=0, rasterized=True)
+                axis.scatter(part["x"], part["y"], s=size, color=color, linewidth=0)
             axis.set(xlim=_around(here["x"]), ylim=_around(here["y"]), xticks=[], yticks=[])
         axes[0].set_ylabel(label)
     for axis, scale in zip(rows[0], scales, strict=True):
         axis.set_title(f"λ = {scale:g}")
-    names = {"before steering (λ = 0)": BEFORE, "after": AFTER}
-    _legend(
-        figure, [Line2D([], [], marker="o", linestyle="", color=color, label=name) for name, color in names.items()]
-    )
+    names = zip(("before steering (λ = 0)", "after steering"), DOTS, strict=True)
+    _legend(figure, [_key(name, color, marker="o", size=1.5 * size**0.5) for name, (color, size) in names])
     return save(figure, path)
 
 
@@ -85,23 +86,31 @@ def draw_shift(curves: pd.DataFrame, scale: float, path: Path) -> Path:
     :param path: The PNG file
     """
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    for axis, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES, strict=True):
+    axes = figure.subplots(1, len(MEASURES))
+    for axis, measure in zip(axes, MEASURES, strict=True):
         for way, table in curves.groupby("delta", sort=False):
             color, style = LOOKS[way]
             axis.plot(table["scale"], table[measure], color=color, linestyle=style, label=way)
             low, high = (table[f"{measure}_{end}"] for end in ("low", "high"))
             axis.fill_between(table["scale"], low, high, color=color, alpha=0.15, linewidth=0)
-        axis.axvline(scale, color="grey", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="λ", ylabel=LABELS[measure], xlim=(0, curves["scale"].max()), ylim=(0, None))
+        axis.axvline(scale, **GREYS["λ of the run"])
+        axis.set(xlabel="λ", ylabel=LABELS[measure], xlim=(0, curves["scale"].max()))
         plain(axis)
-    axis.axhline(ADVISED, color="grey", linewidth=0.8)
-    handles, _ = axis.get_legend_handles_labels()
-    grey = (Line2D([], [], color="grey", linewidth=0.8, linestyle=style, label=name) for style, name in GREYS)
-    _legend(figure, [*handles, *grey])
+    first, *_, last = axes
+    first.axhline(curves.loc[curves["scale"] == 0, "mahalanobis_high"].iloc[0], **GREYS[HOME])
+    last.axhline(ADVISED, **GREYS[LIMIT])
+    for axis in axes:
+        axis.set_ylim(0, None)
+    ways = [_key(way, color, style) for way, (color, style) in LOOKS.items()]
+    _legend(figure, [*ways, *(_key(name, **look) for name, look in GREYS.items())], columns=3)
     return save(figure, path)
 
 
-GREYS = ((":", "λ of the run"), ("-", f"advised: mean below {ADVISED}"))
+HOME, LIMIT = "95th percentile of the demonstrations' z", f"advised for the mean: below {ADVISED}"
+GREYS: dict[str, dict[str, Any]] = {
+    name: {"color": "grey", "linewidth": 0.9, "linestyle": style}
+    for name, style in (("λ of the run", ":"), (HOME, "-."), (LIMIT, "-"))
+}
 
 
 @_for_print
@@ -125,12 +134,9 @@ def draw_traces(table: pd.DataFrame, path: Path) -> Path:
         above.set_title(f"layout {place}")
         below.set_xlabel("time (s)")
     hands = dict(zip(("first hand", "second hand"), LINES, strict=True)) if table["hand"].max() else {}
-    _legend(
-        figure,
-        [Line2D([], [], color=color, label=policy) for policy, color in looks.items()]
-        + [Line2D([], [], color="black", linestyle=style, label=name) for name, style in hands.items()]
-        + [Line2D([], [], color="black", linestyle="", marker=ENDS[end], label=end) for end in ENDS],
-    )
+    keys = [_key(policy, color) for policy, color in looks.items()]
+    keys += [_key(name, "black", style) for name, style in hands.items()]
+    _legend(figure, [*keys, *(_key(end, "black", marker=marker) for end, marker in ENDS.items())])
     return save(figure, path)
 
 
@@ -164,5 +170,15 @@ def draw_smoothness(curve: pd.DataFrame, path: Path) -> Path:
     return save(figure, path)
 
 
-def _legend(figure: Figure, handles: list[Any]) -> None:
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+def _key(
+    label: str, color: str, linestyle: Any = "-", linewidth: float = 1.5, marker: str = "", size: float = 4.5
+) -> Line2D:
+    """Return what a legend shows for a line, or for a marker without one."""
+    style = "" if marker else linestyle
+    return Line2D(
+        [], [], color=color, linestyle=style, linewidth=linewidth, marker=marker, markersize=size, label=label
+    )
+
+
+def _legend(figure: Figure, handles: list[Any], columns: int = 6) -> None:
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns), frameon=False)

@@ -117,12 +117,12 @@ def smoothness_text(figures: pd.DataFrame) -> pd.DataFrame:
             row = {"motion": f"{motion} ({MOTION[motion]})", "of training": share}
             row |= {"env steps": env_steps(here["env_steps"].mean())} | dict.fromkeys(figures["method"], NONE)
             rows.append(
-                row | {method: _three(value) for method, value in zip(here["method"], here[motion], strict=True)}
+                row | {method: three_digits(value) for method, value in zip(here["method"], here[motion], strict=True)}
             )
     return _table(rows)
 
 
-def _three(value: float) -> str:
+def three_digits(value: float) -> str:
     """Return a figure of any size with about three digits that count: 0.15, 10.4, 140."""
     return number(value, 2 if value < 10 else 1 if value < 100 else 0)
 
