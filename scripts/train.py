@@ -22,6 +22,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from zprl_sb3.background import BackgroundEvaluation
+from zprl_sb3.calibration import scale_by_spread
 from zprl_sb3.callbacks import MODEL, SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
 from zprl_sb3.checkpoint import copy_policy, load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
@@ -29,7 +30,7 @@ from zprl_sb3.files import atomic_path, readable, recovered
 from zprl_sb3.interrupts import interrupts_wait
 from zprl_sb3.learners import ALGORITHMS, LEARNERS, OURS, SOE, learner
 from zprl_sb3.locks import locked
-from zprl_sb3.offline import demonstration_buffer, scale_by_spread
+from zprl_sb3.offline import demonstration_buffer
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
