@@ -55,7 +55,7 @@ def test_q_is_the_mean_of_the_critics_and_a_time_out_ends_with_it_where_they_boo
 
     def value(observation: dict[str, Any], delta: Any) -> float:
         obs = {key: th.as_tensor(values)[None] for key, values in observation.items()}
-        return float(model.critic(obs, th.as_tensor(delta).reshape(1, 3)).mean())
+        return model.critic(obs, th.as_tensor(delta).reshape(1, 3)).mean().item()
 
     assert q == pytest.approx([value(begin, ONE), value(last, -ONE)], rel=1e-5)
     rest = 0.4 * value(last, model.predict(last, deterministic=True)[0]) if bootstrap else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,8 +14,6 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-import gymnasium as gym
 
 from helpers import POINT, everything, point_demonstrations, same, steered_points, tiny_model, tiny_policy
 from zprl_sb3.diagnostics import steering_diagnostics
@@ -79,18 +78,18 @@ def test_tensorboard_shows_them(tmp_path: Path) -> None:
 
 
 def test_the_return_is_what_the_critics_should_have_learned(tmp_path: Path) -> None:
-    """Every chunk is rewarded by 0.1 and no episode ends by success: Q and return are sums that are known."""
+    """Every env step is rewarded and no episode ends sooner than another: the return is a sum that is known."""
 
     def rewarded(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         return TransformReward(env, lambda _: 0.05)
 
     env = steered_points(env_kwargs={"reach": 0.0}, layer=rewarded)
-    model = tiny_model(env, learning_rate=1e-3, qf_learning_rate=5e-3, tau=0.05, replay_buffer_kwargs={"n_steps": 3})
-    table = logged(model, tmp_path, 600, SteeringDiagnostics(log_freq=100))
+    settings = {"policy_kwargs": {"bounded_critic": False}, "replay_buffer_kwargs": {"n_steps": 3}}
+    model = tiny_model(env, qf_learning_rate=5e-3, tau=0.1, **settings)
+    table = logged(model, tmp_path, 240, SteeringDiagnostics(log_freq=30))
     whole = 0.05 * sum(0.9**k for k in range(12))  # 12 env steps
     assert table["rollout/return_first"].tolist() == pytest.approx([whole] * len(table), rel=1e-4)
-    assert abs(table["rollout/q_error"].iloc[-1]) < 0.1
-    assert abs(table["rollout/q_error"].iloc[0]) > abs(table["rollout/q_error"].iloc[-1])
+    assert abs(table["rollout/q_error"].iloc[0]) > 0.15 > 0.1 > abs(table["rollout/q_error"].iloc[-1])
 
 
 def test_watching_does_not_change_training(tmp_path: Path, demos: Path) -> None:
@@ -125,8 +124,9 @@ def test_advice_comes_once_where_the_guideline_is_left_for_long(
     policy = tiny_policy(env_id=POINT)
     z = offline_latents(demos, policy).z
     inside = 0.15 * float(np.sqrt(np.square(z).mean())) / 0.6
-    env = steered_points(policy, scale=scale or inside)
-    logged(tiny_model(env), tmp_path / "log", 200, SteeringDiagnostics(demos, log_freq=20, patience=60))
+    # SB3's SAC begins with Δz that are uniform, and its actor with Δz of about the same size.
+    model = SAC("MultiInputPolicy", steered_points(policy, scale=scale or inside), device="cpu", learning_starts=100)
+    logged(model, tmp_path / "log", 160, SteeringDiagnostics(demos, log_freq=20, patience=60))
     lines = [line for line in capsys.readouterr().out.splitlines() if "RMS(λΔz)/RMS(z) is" in line]
     assert len(lines) == bool(advice)
     if advice:
