@@ -81,13 +81,14 @@ def analyse(
     :param seed: Of the first layout
     :param device: ``cpu``, ``cuda`` or ``auto``
     :raises FileNotFoundError: If there is no run, or no model in it yet
+    :raises ReportError: If it has not evaluated yet
     :raises ImportError: If UMAP is needed and not installed
     :raises ValueError: If the run has no latent to analyse, or the demonstrations are of another task
     """
     run, output = Path(run), Path(output)
     if not (run / "run.yml").is_file():
         raise FileNotFoundError(f"{run} has no run.yml: it is not a run of `zprl train`")
-    recorded = read_yaml(run / "run.yml")
+    recorded, curve = read_yaml(run / "run.yml"), read_run(run).curve
     loaded, file = _load(run, recorded, device)
     if demonstrations is not None:
         _check_latent(loaded, recorded)
@@ -103,7 +104,7 @@ def analyse(
         stage("rollouts")
         _trace(loaded, make_arguments(run / "policy", recorded["settings"]["env_kwargs"]), episodes, seed, found)
         stage("pictures")
-        _add_smoothness(run, found)
+        _add_smoothness(curve, found)
         return _write(found, output)
 
 
@@ -179,8 +180,7 @@ def _trace(loaded: Loaded, arguments: dict[str, Any], episodes: int, seed: int, 
         found.missing["traces"] = f"{policy.env_id} does not tell where an action sends the hands"
 
 
-def _add_smoothness(run: Path, found: Analysis) -> None:
-    curve = read_run(run).curve
+def _add_smoothness(curve: pd.DataFrame, found: Analysis) -> None:
     columns = [name for name in MOTION if name in curve and curve[name].notna().any()]
     if len(columns) == len(MOTION):
         found.tables["smoothness"] = curve[["env_steps", "success_rate", *MOTION]]

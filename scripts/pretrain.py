@@ -54,12 +54,13 @@ def pretrain(config: dict[str, Any], group: Processes | None = None) -> Path:
     if checkpoint.is_dir():
         print(f"{checkpoint} is trained already; remove {output} to train it anew")
         return checkpoint
-    facts: dict[str, Any] = {
-        "dataset_sha256": demos.sha256,
-        "demonstrations": len(demos),
-        "env_kwargs": demos.env_kwargs,
-    }
-    save = partial(save_policy, **facts, training=config["training"])
+    save = partial(
+        save_policy,
+        dataset_sha256=demos.sha256,
+        demonstrations=len(demos),
+        env_kwargs=demos.env_kwargs,
+        training=config["training"],
+    )
     latest = output / "policy_latest"
     what = f"{len(demos)} demonstrations of {demos.env_id}"
     trainer = _prepare(demos, config, output, lambda policy, step: save(policy, latest, step=step), group)

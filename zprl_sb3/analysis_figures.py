@@ -13,9 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from zprl_sb3.analysis import MEASURES, TRAINED, UNIFORM
+from zprl_sb3.guideline import DISPLACEMENT
 from zprl_sb3.report import MOTION
 from zprl_sb3.report_figures import COLORS, plain, save
 
@@ -25,7 +26,6 @@ LOOKS = {TRAINED: (AFTER, "-"), UNIFORM: (COLORS[6], "--")}
 LABELS = dict(
     zip(MEASURES, ("Mahalanobis distance of z̃\nto the demonstrations' z", "‖c̃ − c‖₂", "‖c̃ − g(z)‖₂"), strict=True)
 )
-ADVISED = 0.8  # the paper's limit of the mean ‖c̃ − g(z)‖ on offline data
 SPACES = {"context": "UMAP of c̃", "actions": "UMAP of actions"}
 DOTS = (("#9ecae1", 9.0), (AFTER, 1.6))  # before and after steering: what has not moved is a small dot on a large one
 SHOWN = 4  # layouts of a picture of traces
@@ -98,7 +98,7 @@ def draw_shift(curves: pd.DataFrame, scale: float, path: Path) -> Path:
         plain(axis)
     first, *_, last = axes
     first.axhline(curves.loc[curves["scale"] == 0, "mahalanobis_high"].iloc[0], **GREYS[HOME])
-    last.axhline(ADVISED, **GREYS[LIMIT])
+    last.axhline(DISPLACEMENT, **GREYS[LIMIT])
     for axis in axes:
         axis.set_ylim(0, None)
     ways = [_key(way, color, style) for way, (color, style) in LOOKS.items()]
@@ -106,7 +106,7 @@ def draw_shift(curves: pd.DataFrame, scale: float, path: Path) -> Path:
     return save(figure, path)
 
 
-HOME, LIMIT = "95th percentile of the demonstrations' z", f"advised for the mean: below {ADVISED}"
+HOME, LIMIT = "95th percentile of the demonstrations' z", f"advised for the mean: below {DISPLACEMENT}"
 GREYS: dict[str, dict[str, Any]] = {
     name: {"color": "grey", "linewidth": 0.9, "linestyle": style}
     for name, style in (("λ of the run", ":"), (HOME, "-."), (LIMIT, "-"))
@@ -128,6 +128,7 @@ def draw_traces(table: pd.DataFrame, path: Path) -> Path:
         for axis, seed in zip(axes, seeds, strict=True):
             for (policy, hand), trace in table[table["seed"] == seed].groupby(["policy", "hand"], sort=False):
                 _draw_trace(axis, trace, coordinate, looks[policy], LINES[hand % len(LINES)])
+            axis.yaxis.set_major_locator(MaxNLocator(4))
             plain(axis)
         axes[0].set_ylabel(f"desired {coordinate} (m)")
     for place, (above, below) in enumerate(zip(rows[0], rows[-1], strict=True), start=1):
@@ -174,7 +175,7 @@ def _key(
     label: str, color: str, linestyle: Any = "-", linewidth: float = 1.5, marker: str = "", size: float = 4.5
 ) -> Line2D:
     """Return what a legend shows for a line, or for a marker without one."""
-    style = "" if marker else linestyle
+    style: Any = "" if marker else linestyle
     return Line2D(
         [], [], color=color, linestyle=style, linewidth=linewidth, marker=marker, markersize=size, label=label
     )

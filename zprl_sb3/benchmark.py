@@ -13,7 +13,7 @@ from zprl_sb3 import base_policies
 from zprl_sb3.base_policies import BasePolicy
 from zprl_sb3.jobs import Job
 from zprl_sb3.learners import ALGORITHMS
-from zprl_sb3.settings import find_file, load_settings
+from zprl_sb3.settings import check_options, find_file, load_settings
 
 KEYS = {"tasks", "methods", "seeds", "set", "episodes", "zero_noise"}
 
@@ -40,6 +40,7 @@ class _Plan:
     def run(self, name: str, algo: str, policy: BasePolicy, seed: int, changes: list[str]) -> Job:
         """Return a run, if its settings fit."""
         settings = load_settings(f"{algo}.yml", policy.env_id, changes, policy.observation)
+        check_options(settings)
         folder = self.output / name
         train = ("train", "--algo", algo, "--policy", policy.checkpoint, "--output", str(folder), "--seed", str(seed))
         evaluate = ("evaluate", str(folder), "--episodes", self.episodes)
@@ -63,6 +64,7 @@ def read_plan(file: str | Path, output: str | Path) -> list[Job]:
     :raises FileNotFoundError: If there is no such file
     :raises PlanError: If a key, method or setting is unknown, or something is missing
     :raises CheckpointError: If a policy cannot be read
+    :raises ValueError: If a setting is not for the method
     """
     file = find_file(file)
     table = _read(file)

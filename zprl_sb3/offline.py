@@ -1,4 +1,4 @@
-"""What demonstrations give to steering: transitions with Δz = 0 (RLPD, arXiv 2302.02948), and λ by z's spread."""
+"""Demonstrations as transitions with Δz = 0 (RLPD, arXiv 2302.02948)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zprl_sb3.pretrain.demonstrations import (
 from zprl_sb3.pretrain.recording import read_collection
 from zprl_sb3.pretrain.windows import cut_windows
 from zprl_sb3.replay import SteeringReplayBuffer
-from zprl_sb3.wrappers import LatentSteering, Steering
+from zprl_sb3.wrappers import Steering
 from zprl_sb3.wrappers.chunking import check_rendering
 
 BATCH = 512  # observations that are embedded at once
@@ -84,20 +84,6 @@ def _add(
         after = rows[-1] if following is None else following.start
         here, there = ({key: values[row][None] for key, values in observations.items()} for row in (rows.start, after))
         buffer.add(here, there, still, np.array([chunk], np.float32), np.array([following is None]), [{}])
-
-
-def scale_by_spread(path: str | Path, policy: SteerablePolicy, scale: float) -> tuple[float, ...]:
-    """Return a λ for each dimension of z, in proportion to its standard deviation over demonstrations, λ on average.
-
-    :param path: Demonstrations of the policy's task
-    :param policy: A policy with a bottleneck
-    :param scale: λ
-    :raises DemonstrationError: If the file cannot be used
-    :raises ValueError: If it is of another task, or the policy has no bottleneck
-    """
-    z = _embedded(policy_demonstrations(path, policy), LatentSteering(policy, scale, sample_latent=True))["z"]
-    spread = z.std(axis=0, dtype=np.float64)
-    return tuple((scale * spread / spread.mean()).tolist())
 
 
 def policy_demonstrations(path: str | Path, policy: SteerablePolicy) -> Demonstrations:

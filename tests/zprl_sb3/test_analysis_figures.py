@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 
-from zprl_sb3.analysis import MEASURES, TRAINED, UNIFORM
+from zprl_sb3.analysis import MEASURES, POINTS, TRAINED, UNIFORM
 from zprl_sb3.analysis_figures import draw_maps, draw_shift, draw_smoothness, draw_traces
 from zprl_sb3.report_figures import COLORS
 
@@ -25,8 +25,9 @@ def shows(path: Path, color: str) -> int:
 def test_maps_of_as_many_points_as_there_can_be(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scales = [0.1, 0.2, 0.5]
+    count = POINTS // 4
     tables = [
-        pd.DataFrame({"space": space, "scale": scale, "x": rng.normal(size=1000), "y": rng.normal(size=1000)})
+        pd.DataFrame({"space": space, "scale": scale, "x": rng.normal(size=count), "y": rng.normal(size=count)})
         for space in ("context", "actions")
         for scale in (0.0, *scales)
     ]
