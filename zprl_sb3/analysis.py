@@ -114,7 +114,9 @@ def maps(
 def _umap(points: Array, seed: int) -> Array:
     from umap import UMAP  # 17 s
 
-    places: Array = UMAP(n_neighbors=NEIGHBOURS, n_epochs=EPOCHS, random_state=seed, n_jobs=1).fit_transform(points)
+    places: Array = UMAP(
+        n_neighbors=min(NEIGHBOURS, len(points) - 1), n_epochs=EPOCHS, random_state=seed, n_jobs=1
+    ).fit_transform(points)
     return places
 
 

@@ -86,17 +86,22 @@ def test_a_run_without_a_steered_model_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_run_or_has_no_latent_is_refused(
-    toy_policy: Path, tmp_path: Path, zprl: Any, tiny_action_run: Path
-) -> None:
+def test_what_is_no_run_is_refused(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
     code, _, err = zprl("analyse", toy_policy, "--output", tmp_path / "out")
     assert (code, "has no run.yml" in err) == (1, True)
-    demos = point_demonstrations(tmp_path / "demos.hdf5", (5,))
-    code, _, err = zprl("analyse", tiny_action_run, "--demonstrations", demos, "--output", tmp_path / "out")
-    assert (code, "steers the action, not the latent" in err) == (1, True)
     code, _, err = zprl("analyse", toy_policy, "--output", tmp_path / "out", "--scales", "0")
     assert (code, "must be positive" in err) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_run_without_a_latent_has_no_maps(tiny_action_run: Path, tmp_path: Path, zprl: Any) -> None:
+    demos, output = point_demonstrations(tmp_path / "demos.hdf5", (5,)), tmp_path / "out"
+    code, _, err = zprl("analyse", tiny_action_run, "--demonstrations", demos, "--output", output)
+    assert (code, "steers the action, not the latent" in err) == (1, True)
+    assert not output.exists()
+    assert zprl("analyse", tiny_action_run, "--output", output, "--episodes", "1")[0] == 0
+    assert json.loads((output / "analysis.json").read_text())["rollouts"]["steered"]["episodes"] == 1
 
 
 @pytest.fixture
