@@ -13,8 +13,8 @@ import yaml
 
 from helpers import point_demonstrations
 from programs import train_command
+from zprl_sb3.analysis_page import PICTURES
 from zprl_sb3.files import read_rows, write_rows
-from zprl_sb3.scripts.analyse import PICTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
 
