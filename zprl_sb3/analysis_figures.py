@@ -14,13 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
 
 from zprl_sb3.analysis import MEASURES, TRAINED, UNIFORM
+from zprl_sb3.files import atomic_path
 from zprl_sb3.guideline import DISPLACEMENT
 from zprl_sb3.report import MOTION
-from zprl_sb3.report_figures import COLORS, plain, save
+from zprl_sb3.report_figures import COLORS, plain
 
-WIDTH = 7.2  # inches
+WIDTH, DPI = 7.2, 240  # inches; dots per inch
+PALETTE = 128  # colours of a picture, a third of the bytes of all
 BEFORE, AFTER = COLORS[0], COLORS[1]
 LOOKS = {TRAINED: (AFTER, "-"), UNIFORM: (COLORS[6], "--")}
 LABELS = dict(
@@ -40,7 +43,7 @@ def _for_print(draw: Draw) -> Draw:
     @wraps(draw)
     def drawn(*arguments: Any) -> Path:
         with mpl.rc_context(
-            {"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 7.5, "savefig.dpi": 200, "axes.linewidth": 0.6}
+            {"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 7.5, "savefig.dpi": DPI, "axes.linewidth": 0.6}
         ):
             return draw(*arguments)
 
@@ -69,7 +72,7 @@ def draw_maps(points: pd.DataFrame, path: Path) -> Path:
         axis.set_title(f"λ = {scale:g}")
     names = zip(("before steering (λ = 0)", "after steering"), DOTS, strict=True)
     _legend(figure, [_key(name, color, marker="o", size=1.5 * size**0.5) for name, (color, size) in names])
-    return save(figure, path)
+    return _save(figure, path)
 
 
 def _around(values: pd.Series[float]) -> tuple[float, float]:
@@ -103,7 +106,7 @@ def draw_shift(curves: pd.DataFrame, scale: float, path: Path) -> Path:
         axis.set_ylim(0, None)
     ways = [_key(way, color, style) for way, (color, style) in LOOKS.items()]
     _legend(figure, [*ways, *(_key(name, **look) for name, look in GREYS.items())], columns=3)
-    return save(figure, path)
+    return _save(figure, path)
 
 
 HOME, LIMIT = "95th percentile of the demonstrations' z", f"advised for the mean: below {DISPLACEMENT}"
@@ -138,7 +141,7 @@ def draw_traces(table: pd.DataFrame, path: Path) -> Path:
     keys = [_key(policy, color) for policy, color in looks.items()]
     keys += [_key(name, "black", style) for name, style in hands.items()]
     _legend(figure, [*keys, *(_key(end, "black", marker=marker) for end, marker in ENDS.items())])
-    return save(figure, path)
+    return _save(figure, path)
 
 
 ENDS = {"success": "o", "failure": "x"}
@@ -168,7 +171,15 @@ def draw_smoothness(curve: pd.DataFrame, path: Path) -> Path:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         plain(axis)
     _legend(figure, axis.get_legend_handles_labels()[0])
-    return save(figure, path)
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+        with Image.open(temporary) as image:
+            image.convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE).save(temporary, "PNG", optimize=True)
+    return path
 
 
 def _key(

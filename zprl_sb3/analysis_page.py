@@ -111,7 +111,7 @@ def _shift_table(found: Analysis) -> pd.DataFrame:
         "context_distance": "‖c̃ − c‖",
         "displacement": "‖c̃ − g(z)‖",
     }
-    return rows[list(names)].rename(columns=names).map("{:.3g}".format)
+    return rows[list(names)].rename(columns=names).map("{:.4g}".format)
 
 
 def _rollout_table(found: Analysis) -> pd.DataFrame:

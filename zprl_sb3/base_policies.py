@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from zprl_sb3.pretrain.configuration import compose
 from zprl_sb3.robot_envs.collection import family_of
 from zprl_sb3.settings import load_settings
 
+LONGEST = 120  # characters of a folder's name
 KEYS = {"env", "demos", "collect", "pretrain"}
 
 
@@ -64,11 +66,17 @@ def to_be_made(how: Mapping[str, Any], output: Path) -> BasePolicy:
     settings = load_settings("quickstart.yml", env_id, [f"demos={how['demos']}"] if "demos" in how else [])
     collect, pretrain = ([*settings[key], *own[key]] for key in own)
     observation = load_settings("collect.yml", env_id, collect)["observation"]
-    name = slug("-".join([env_id.rpartition("/")[2], str(settings["demos"]), *own["collect"]]))
+    name = _folder([env_id.rpartition("/")[2], str(settings["demos"]), *own["collect"]])
     seed = str(settings["base_seed"])
     demos = _demonstrations(name, output, [env_id, str(settings["demos"]), seed], collect)
-    policy = _policy(slug("-".join([name, *own["pretrain"]])), output, demos, [*pretrain, f"seed={seed}"])
+    policy = _policy(_folder([name, *own["pretrain"]]), output, demos, [*pretrain, f"seed={seed}"])
     return BasePolicy(str(policy.results[0].parent), env_id, observation, (demos, policy))
+
+
+def _folder(parts: Sequence[str]) -> str:
+    """Return a name of some parts, as long as file systems take."""
+    name = slug("-".join(parts))
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _changes(value: Any, key: str) -> Sequence[str]:

@@ -62,7 +62,7 @@ def draw_environment(groups: Sequence[Group], styles: Looks, path: str | Path) -
     for axis in axes[len(panels) :]:
         axis.remove()
     _legend(figure, axes[0])
-    return save(figure, path)
+    return _save(figure, path)
 
 
 def draw_overview(groups: Sequence[Group], styles: Looks, path: str | Path) -> Path:
@@ -83,7 +83,7 @@ def draw_overview(groups: Sequence[Group], styles: Looks, path: str | Path) -> P
         axis.remove()
     figure.suptitle(BAND, fontsize=9)
     _legend(figure, *axes[: len(environments)])
-    return save(figure, path)
+    return _save(figure, path)
 
 
 def draw_across(across: pd.DataFrame, improvements: pd.DataFrame, styles: Looks, path: str | Path) -> Path:
@@ -104,7 +104,7 @@ def draw_across(across: pd.DataFrame, improvements: pd.DataFrame, styles: Looks,
         right.set_title(f"probability of improvement: {first} over ...", fontsize=11)
     else:
         right.remove()
-    return save(figure, path)
+    return _save(figure, path)
 
 
 def _draw_intervals(axis: Axes, table: pd.DataFrame, names: str, value: str, styles: Looks) -> None:
@@ -165,8 +165,7 @@ def _legend(figure: Figure, *axes: Axes) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, atomically, and return the path."""
+def _save(figure: Figure, path: str | Path) -> Path:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
     return Path(path)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from zprl_sb3.analysis import MEASURES, POINTS, TRAINED, UNIFORM
-from zprl_sb3.analysis_figures import draw_maps, draw_shift, draw_smoothness, draw_traces
+from zprl_sb3.analysis_figures import DPI, WIDTH, draw_maps, draw_shift, draw_smoothness, draw_traces
 from zprl_sb3.report_figures import COLORS
 
 LARGEST = 300_000  # bytes of a picture
@@ -17,7 +17,7 @@ def shows(path: Path, color: str) -> int:
     """Return how many pixels of a picture have a colour, after checking that it is one for a paper."""
     assert 10_000 < path.stat().st_size < LARGEST
     image = matplotlib.image.imread(path)
-    assert image.shape[1] == 1440
+    assert image.shape[1] == WIDTH * DPI
     expected = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     return int((np.abs(image[..., :3] - expected).max(axis=-1) < 0.02).sum())
 
@@ -32,7 +32,7 @@ def test_maps_of_as_many_points_as_there_can_be(tmp_path: Path) -> None:
         for scale in (0.0, *scales)
     ]
     found = draw_maps(pd.concat(tables), tmp_path / "maps.png")
-    assert matplotlib.image.imread(found).shape[0] > 900
+    assert matplotlib.image.imread(found).shape[0] > 1000
     assert found.stat().st_size < LARGEST
 
 
