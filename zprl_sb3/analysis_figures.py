@@ -112,7 +112,7 @@ def draw_shift(curves: pd.DataFrame, scale: float, path: Path) -> Path:
 HOME, LIMIT = "95th percentile of the demonstrations' z", f"advised for the mean: below {DISPLACEMENT}"
 GREYS: dict[str, dict[str, Any]] = {
     name: {"color": "grey", "linewidth": 0.9, "linestyle": style}
-    for name, style in (("λ of the run", ":"), (HOME, "-."), (LIMIT, "-"))
+    for name, style in (("λ of the run", ":"), (LIMIT, "-"), (HOME, "-."))
 }
 
 
