@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -180,16 +179,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     tuning, output = read_tuning(args.file, args.policy, args.demonstrations), Path(args.output)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # Trials outlive the loop of Optuna's own that would give their heartbeats.
-        warnings.filterwarnings("ignore", "Heartbeat of storage")
-        with joined(tuning, output, args.storage, args.study) as study:
-            where = database(args.storage).render_as_string() if args.storage else output / JOURNAL
-            print(f"The study {study.study.study_name!r} is in {where}; look at it with: optuna-dashboard {where}")
-            tune(study, tuning, args.trials, args.jobs)
-            print(write_results(study, tuning))
-            failed = [trial for trial in study.trials(TrialState.FAIL) if ERROR in trial.user_attrs]
+    with joined(tuning, output, args.storage, args.study) as study:
+        where = database(args.storage).render_as_string() if args.storage else output / JOURNAL
+        print(f"The study {study.study.study_name!r} is in {where}; look at it with: optuna-dashboard {where}")
+        tune(study, tuning, args.trials, args.jobs)
+        print(write_results(study, tuning))
+        failed = [trial for trial in study.trials(TrialState.FAIL) if ERROR in trial.user_attrs]
     for trial in failed:
         print(f"Trial {named(trial)} failed: {trial.user_attrs[ERROR]}", file=sys.stderr)
     return 0

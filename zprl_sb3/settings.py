@@ -169,6 +169,7 @@ def _like(default: Any, value: Any, where: str) -> Any:
         fits, kind = type(value) is int, "a whole number"
     elif isinstance(default, float):
         fits, kind = type(value) in (int, float), "a number"
+        value = float(value) if fits else value
     else:
         return value
     if not fits:

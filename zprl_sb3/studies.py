@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from zprl_sb3.locks import holder, locked, locked_in_turn
 from zprl_sb3.settings import NOT_IDENTITY, differences
@@ -177,11 +178,11 @@ def joined(tuning: Tuning, output: Path, storage: str | None = None, name: str |
     :raises ConnectionError: If the database does not answer
     """
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"  # numbers of processes come again
-    with _answering(storage), locked(output / WORKERS / worker):
+    with _without_warnings(), _answering(storage), locked(output / WORKERS / worker):
         if storage is None and holder(output / WORKERS / worker) is None:
             raise OSError(f"{output} is on a file system without locks: give a database (--storage)")
-        opened = _open(output, storage)
-        with locked_in_turn(output):
+        with locked_in_turn(output):  # of workers that start together one makes the tables
+            opened = _open(output, storage)
             study = optuna.create_study(
                 storage=opened,
                 study_name=name or output.resolve().name,
@@ -246,9 +247,17 @@ def _open(output: Path, storage: str | None) -> BaseStorage:
             grace_period=GRACE,
             heartbeat_stale_trial_callback=_queue,
         )
-    except ImportError as error:
+    except (ImportError, NoSuchModuleError) as error:
         driver = "pymysql and write mysql+pymysql://..." if "mysql" in url.drivername else "'zprl-sb3[tune]'"
         raise ImportError(f"No driver for {url.drivername} is installed: pip install {driver}") from error
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage")  # that we give them ourselves
+        yield
 
 
 @contextmanager

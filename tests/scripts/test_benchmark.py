@@ -16,7 +16,6 @@ import psutil
 import pytest
 import yaml
 
-import helpers
 from programs import TINY
 from zprl_sb3.benchmark import PlanError, read_plan
 from zprl_sb3.checkpoint import CheckpointError
@@ -83,11 +82,6 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(
     (tmp_path / "plan.yml").write_text("tasks: [")
     with pytest.raises(PlanError, match="is not YAML"):
         read_plan(tmp_path / "plan.yml", tmp_path / "out")
-
-
-@pytest.fixture
-def with_toy_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(helpers.__file__).parent), prepend=os.pathsep)
 
 
 def results(folder: Path) -> dict[str, Any]:
