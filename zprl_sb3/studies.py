@@ -7,7 +7,7 @@ import secrets
 import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
@@ -111,9 +111,10 @@ class SharedStudy:
         :param number: The trial's
         :param state: COMPLETE with a value, PRUNED, or FAIL with an error
         """
-        if error is not None:
-            self._storage.set_trial_user_attr(self._mine[number], ERROR, error)
-        self.study.tell(number, value, state, skip_if_finished=True)
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # others took it for lost, and try it again
+            if error is not None:
+                self._storage.set_trial_user_attr(self._mine[number], ERROR, error)
+            self.study.tell(number, value, state, skip_if_finished=True)
         self._let_go(number)
 
     def again(self, number: int, retries: int | None = RETRIES) -> None:
