@@ -54,8 +54,8 @@ class StoredImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice) -> Array:
-        """Read some of them.
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Array:
+        """Read some of them, by a slice or by increasing numbers.
 
         :raises DemonstrationError: If the file turns out to be damaged
         """

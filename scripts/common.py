@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from zprl_sb3.files import atomic_path
+from zprl_sb3.files import atomic_path, sha256
 from zprl_sb3.settings import differences
 
 SEEN = ("observation", "render_quality", "cameras")  # arguments of an environment that decide what a policy sees
@@ -115,6 +115,39 @@ def make_arguments(checkpoint: str | Path, changes: dict[str, Any]) -> dict[str,
                 f"{changes[key]!r}: leave {key} out, or pretrain on demonstrations made with it"
             )
     return {**recorded, **changes}
+
+
+def pretraining(checkpoint: str | Path) -> dict[str, Any]:
+    """Return what ``zprl pretrain`` recorded beside a checkpoint, with ``demos`` where they are now.
+
+    A relative path is looked for from here and from every folder above the checkpoint: runs may be moved as a whole.
+
+    :raises ValueError: If nothing is recorded there
+    """
+    file = Path(checkpoint).resolve().parent / "pretrain.yml"
+    if not file.is_file():
+        raise ValueError(
+            f"{file} is missing, which says how the policy was pretrained: give the folder that `zprl pretrain` made"
+        )
+    config = read_yaml(file)
+    places = (folder / config["demos"] for folder in (Path(), *file.parents))
+    return config | {"demos": str(next((place for place in places if place.is_file()), config["demos"]))}
+
+
+def find_demonstrations(checkpoint: str | Path) -> tuple[Path, str | None]:
+    """Return the file that a policy was pretrained on, and the mask of the episodes that were used, if any.
+
+    :raises ValueError: If nothing says which it is, it is not there any more, or it has changed since
+    """
+    from zprl_sb3.checkpoint import read_config
+
+    config = pretraining(checkpoint)
+    demos = Path(config["demos"])
+    if not demos.is_file():
+        raise ValueError(f"{demos} is missing, from which the policy in {checkpoint} was pretrained")
+    if sha256(demos) != read_config(checkpoint).get("dataset_sha256"):
+        raise ValueError(f"{demos} is not what the policy in {checkpoint} was pretrained on: it has changed since")
+    return demos, config["mask"]
 
 
 def refuse_other_run(file: Path, settings: dict[str, Any], ignore: Sequence[str] = ()) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from zprl_sb3.checkpoint import load_policy
@@ -20,6 +21,7 @@ from zprl_sb3.learners import RETRAINED, SOE, learner
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import add_device, add_seed, at_least, device_of, make_arguments, new_parser, read_yaml
+from zprl_sb3.settings import AUTO
 from zprl_sb3.wrappers import EmbeddingSteering, EpisodeVideo, LatentSteering, Steering, make_vec_steering
 from zprl_sb3.wrappers.steering import STEERINGS, NoiseKind
 
@@ -118,7 +120,9 @@ def evaluate_run(
     arguments = make_arguments(run / "policy", recorded["settings"]["env_kwargs"])
     recorder = Recorder(model, episodes)
     result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos, subprocess)
-    result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": recorded["settings"]["scale"]}
+    scale = recorded["settings"]["scale"]
+    scale = float(np.mean(steering.scale)) if scale == AUTO else scale
+    result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": scale}
     if load is _retrained:
         result |= {"policy": str(run / RETRAINED), "model": None, "scale": None}
     return result | {"steering": recorder.diagnose(steering), "env_steps": _env_steps(run)}
@@ -135,7 +139,8 @@ def _steered(run: Path, recorded: dict[str, Any], noise: NoiseKind, device: str)
     with readable(run / "model.zip"):
         model = learner(settings.get("learner", "sac")).load(run / "model.zip", device=device)
     learned = getattr(model, "steering_spec", None)  # sb3-contrib's know of none
-    scale = settings["scale"] if settings.get("scale_by") is None or learned is None else learned.scale
+    found = settings["scale"] == AUTO or settings.get("scale_by") is not None
+    scale = learned.scale if found and learned is not None else settings["scale"]
     steering = STEERINGS[settings.get("steering", LatentSteering.kind)](policy, scale, noise=noise)
     spec = steering.spec(settings["gamma"])
     (learned or replace(spec, policy=recorded["policy"])).require_same(spec)

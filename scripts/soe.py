@@ -25,7 +25,7 @@ from zprl_sb3.locks import locked
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.recording import extend_demonstrations, load_episode
-from zprl_sb3.scripts.common import device_of, make_arguments, read_yaml, record_run, refuse_other_run
+from zprl_sb3.scripts.common import device_of, make_arguments, pretraining, record_run, refuse_other_run
 from zprl_sb3.scripts.pretrain import pretrain
 from zprl_sb3.seeds import EVAL_SEED, training_seed
 from zprl_sb3.settings import NOT_IDENTITY
@@ -114,12 +114,8 @@ def _load(checkpoint: str | Path, settings: dict[str, Any], device: str) -> Flow
 
 def _pretraining(policy_path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration that the base policy was pretrained with."""
-    file = policy_path.resolve().parent / "pretrain.yml"
-    if not file.is_file():
-        raise ValueError(
-            f"{file} is missing, which says how to retrain the policy: give the folder that `zprl pretrain` made"
-        )
-    config = {key: value for key, value in read_yaml(file).items() if key not in ("dataset_sha256", "versions")}
+    recorded = pretraining(policy_path)
+    config = {key: value for key, value in recorded.items() if key not in ("dataset_sha256", "versions")}
     return config | ({"demos": settings["demonstrations"]} if settings["demonstrations"] is not None else {})
 
 

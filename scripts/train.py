@@ -16,12 +16,13 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from zprl_sb3.background import BackgroundEvaluation
+from zprl_sb3.calibration import calibrate, scale_by_spread
 from zprl_sb3.callbacks import MODEL, SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
 from zprl_sb3.checkpoint import copy_policy, load_policy, read_config
 from zprl_sb3.evaluation import parallel_envs
@@ -29,7 +30,7 @@ from zprl_sb3.files import atomic_path, readable, recovered
 from zprl_sb3.interrupts import interrupts_wait
 from zprl_sb3.learners import ALGORITHMS, LEARNERS, OURS, SOE, learner
 from zprl_sb3.locks import locked
-from zprl_sb3.offline import demonstration_buffer, scale_by_spread
+from zprl_sb3.offline import demonstration_buffer
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
@@ -39,13 +40,15 @@ from zprl_sb3.scripts.common import (
     add_seed,
     add_settings,
     device_of,
+    find_demonstrations,
     make_arguments,
     new_parser,
     record_run,
     refuse_other_run,
 )
 from zprl_sb3.seeds import EVAL_SEED, training_seed
-from zprl_sb3.settings import NOT_IDENTITY, load_settings
+from zprl_sb3.settings import AUTO, NOT_IDENTITY, check_options, load_settings
+from zprl_sb3.training_diagnostics import SteeringDiagnostics
 from zprl_sb3.wrappers import LatentSteering, SteeringSpec, VecSteering, make_vec_steering
 from zprl_sb3.wrappers.spec import Scale
 from zprl_sb3.wrappers.steering import STEERINGS, training_steering
@@ -88,7 +91,8 @@ def train(
     if policy.env_id is None:
         raise ValueError(f"{policy_path} does not say which environment it is for")
     run = {"env_id": policy.env_id, "seed": seed, "policy": policy.fingerprint(), "settings": settings}
-    refuse_other_run(output / "run.yml", run, ignore=[f"settings.{name}" for name in NOT_IDENTITY])
+    # The λ that was found follows from the settings.
+    refuse_other_run(output / "run.yml", run, ignore=["scale", *(f"settings.{name}" for name in NOT_IDENTITY)])
     if model_path.is_file() and _trained_chunks(model_path) >= settings["n_timesteps"]:
         print(f"{model_path} is trained already; choose another --output to train anew, or a larger n_timesteps")
         return model_path
@@ -99,7 +103,8 @@ def train(
 
 def _run(policy: FlowPolicy, policy_path: str | Path, output: Path, run: dict[str, Any], device: str) -> None:
     settings, seed, model_path = run["settings"], run["seed"], output / "model.zip"
-    scale = _scale(policy, settings, recovered(output / "snapshot"))
+    scale = _scale(policy, policy_path, settings, recovered(output / "snapshot"))
+    found = {} if scale == settings["scale"] else {"scale": list(scale) if isinstance(scale, tuple) else scale}
     with (
         closing(_evaluation(policy, policy_path, scale, settings)) as evaluation,
         closing(_make_env(policy, policy_path, scale, settings)) as env,
@@ -108,10 +113,10 @@ def _run(policy: FlowPolicy, policy_path: str | Path, output: Path, run: dict[st
             evaluation.wait_ready()
         model, evaluations = _prepare(env, evaluation, output, seed, settings, device)
         _add_demonstrations(model, env, settings)
-        record_run(output / "run.yml", run)
+        record_run(output / "run.yml", run | found)
         copy_policy(policy_path, output / "policy")
-        print(f"Steering {policy.env_id} with λ = {settings['scale']} and seed {seed}; everything goes to {output}")
-        _learn(model, evaluations, settings, output)
+        print(f"Steering {policy.env_id} with λ = {_words(scale)} and seed {seed}; everything goes to {output}")
+        _learn(model, [evaluations, _diagnostics(policy_path, settings)], settings, output)
     with atomic_path(model_path) as temporary:
         model.save(temporary)
     print(f"Wrote {model_path} and {output / 'evaluations.csv'}")
@@ -138,26 +143,40 @@ def _check(settings: dict[str, Any]) -> None:
     for name, known in (("steering", STEERINGS), ("learner", LEARNERS)):
         if settings[name] not in known:
             raise ValueError(f"{name} is one of {', '.join(known)}, not {settings[name]!r}")
-    of_zprl = [name for name in ("demonstrations", "scale_by") if settings[name] is not None]
-    if settings["learner"] == SOE:
-        of_zprl = [name for name in of_zprl if name != "demonstrations"]
-    if of_zprl and (settings["steering"], settings["learner"]) != (LatentSteering.kind, "sac"):
-        raise ValueError(f"{' and '.join(of_zprl)}: with steering latent and learner sac only")
+    check_options(settings)
 
 
 def _load_policy(path: str | Path, settings: dict[str, Any], device: th.device | str) -> FlowPolicy:
     return load_policy(path, settings["chunk"], device, settings["sampling_steps"])
 
 
-def _scale(policy: FlowPolicy, settings: dict[str, Any], snapshot: Path) -> Scale:
-    scale: float = settings["scale"]
-    if settings["scale_by"] is None:
+def _scale(policy: FlowPolicy, policy_path: str | Path, settings: dict[str, Any], snapshot: Path) -> Scale:
+    by, auto = settings["scale_by"], settings["scale"] == AUTO
+    if by is None and not auto:
+        scale: Scale = settings["scale"]
         return scale
     if (snapshot / MODEL).is_file():  # as it was, to the last bit, whatever has become of the demonstrations
         with readable(snapshot):
             spec: SteeringSpec = _saved_data(snapshot / MODEL)["steering_spec"]
             return spec.scale
-    return scale_by_spread(settings["scale_by"], policy, scale)
+    if not auto:
+        return scale_by_spread(by, policy, settings["scale"])
+    file, mask = (by, None) if by is not None else _pretrained_on(policy_path)
+    print(f"Calibrating λ on {file}")
+    return calibrate(policy, file, by is not None, mask).steering_scale
+
+
+def _pretrained_on(policy_path: str | Path) -> tuple[Path, str | None]:
+    try:
+        return find_demonstrations(policy_path)
+    except ValueError as error:
+        raise ValueError(f"scale=auto needs the policy's demonstrations: {error}. Or set scale to a number") from error
+
+
+def _words(scale: Scale) -> str:
+    if not isinstance(scale, tuple):
+        return f"{scale:g}"
+    return f"{min(scale):.2g} to {max(scale):.2g}, {sum(scale) / len(scale):.2g} on average,"
 
 
 def _make_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]) -> VecSteering:
@@ -263,13 +282,28 @@ def _new_model(env: VecSteering, seed: int, settings: dict[str, Any], device: st
         raise ValueError(f"algorithm: {error}") from error
 
 
-def _learn(model: BaseAlgorithm, evaluations: SteeringEvalCallback, settings: dict[str, Any], output: Path) -> None:
+def _diagnostics(policy_path: str | Path, settings: dict[str, Any]) -> SteeringDiagnostics:
+    """Return what logs how steering does while it learns, with the demonstrations that can be found."""
+    if settings["steering"] != LatentSteering.kind:
+        return SteeringDiagnostics()
+    file, mask = settings["demonstrations"] or settings["scale_by"], None
+    if file is None:
+        try:
+            file, mask = find_demonstrations(policy_path)
+        except ValueError as error:
+            print(f"Without demonstrations the logs have no Mahalanobis distance ({error})")
+            return SteeringDiagnostics()
+    print(f"The logs compare z̃ with the demonstrations in {file}")
+    return SteeringDiagnostics(file, mask)
+
+
+def _learn(model: BaseAlgorithm, watching: list[BaseCallback], settings: dict[str, Any], output: Path) -> None:
     snapshot = output / "snapshot"
     # Where nothing remains, only the last evaluation may be missing.
     remaining = max(0, settings["n_timesteps"] - model.num_timesteps)
     try:
         with interrupts_wait() as interrupts, _progress_bar() as progress:
-            callbacks = [SnapshotCallback(snapshot, settings["save_freq"], interrupts), evaluations, progress]
+            callbacks = [SnapshotCallback(snapshot, settings["save_freq"], interrupts), *watching, progress]
             model.learn(remaining, callbacks, reset_num_timesteps=False)
             save_snapshot(model, snapshot)
     except BaseException as error:

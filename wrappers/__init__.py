@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         NoiseSteeringWrapper,
         SteeringWrapper,
     )
-    from zprl_sb3.wrappers.vec_steering import VecSteering, find_spec, make_vec_steering
+    from zprl_sb3.wrappers.vec_steering import VecSteering, find_spec, find_steering, make_vec_steering
 
 # An environment's process needs no torch.
 __getattr__ = lazy_names(
@@ -37,7 +37,7 @@ __getattr__ = lazy_names(
             "NoiseSteeringWrapper",
             "SteeringWrapper",
         ),
-        "vec_steering": ("VecSteering", "find_spec", "make_vec_steering"),
+        "vec_steering": ("VecSteering", "find_spec", "find_steering", "make_vec_steering"),
     },
 )
 
@@ -59,5 +59,6 @@ __all__ = [
     "SteeringWrapper",
     "VecSteering",
     "find_spec",
+    "find_steering",
     "make_vec_steering",
 ]

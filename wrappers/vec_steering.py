@@ -176,6 +176,19 @@ def find_spec(env: VecEnv) -> SteeringSpec:
     raise ValueError("The environment is not steered: wrap it in LatentSteeringWrapper, or in VecSteering for several")
 
 
+def find_steering(env: VecEnv) -> Steering:
+    """Return what a vectorised environment steers, however it was wrapped; of several wrappers the first one's.
+
+    :raises ValueError: If nothing in it steers
+    """
+    steered = unwrap_vec_wrapper(env, VecSteering)
+    if steered is not None:
+        return steered.steering
+    find_spec(env)
+    steering: Steering = env.get_attr("steering", 0)[0]
+    return steering
+
+
 def _common(specs: Sequence[SteeringSpec]) -> SteeringSpec:
     for index, spec in enumerate(specs):
         if difference := specs[0].difference(spec):

@@ -14,10 +14,12 @@ from zprl_sb3.robot_envs import register_envs
 
 if TYPE_CHECKING:
     from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
+    from zprl_sb3.calibration import Calibration, calibrate
     from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
     from zprl_sb3.checkpoint import CheckpointError, load_policy, save_policy
     from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, SteerablePolicy
     from zprl_sb3.sac import SteeringSAC
+    from zprl_sb3.training_diagnostics import SteeringDiagnostics
     from zprl_sb3.wrappers import ActionChunk, LatentSteering, LatentSteeringWrapper, VecSteering, make_vec_steering
 
 __version__ = "0.1.0"
@@ -27,10 +29,12 @@ __getattr__ = lazy_names(
     __name__,
     {
         "bottleneck": ("Bottleneck", "BottleneckConfig"),
+        "calibration": ("Calibration", "calibrate"),
         "callbacks": ("SnapshotCallback", "SteeringEvalCallback", "load_snapshot", "save_snapshot"),
         "checkpoint": ("CheckpointError", "load_policy", "save_policy"),
         "policy": ("FlowPolicy", "FlowPolicyConfig", "SteerablePolicy"),
         "sac": ("SteeringSAC",),
+        "training_diagnostics": ("SteeringDiagnostics",),
         "wrappers": ("ActionChunk", "LatentSteering", "LatentSteeringWrapper", "VecSteering", "make_vec_steering"),
     },
 )
@@ -39,6 +43,7 @@ __all__ = [
     "ActionChunk",
     "Bottleneck",
     "BottleneckConfig",
+    "Calibration",
     "CheckpointError",
     "FlowPolicy",
     "FlowPolicyConfig",
@@ -46,9 +51,11 @@ __all__ = [
     "LatentSteeringWrapper",
     "SnapshotCallback",
     "SteerablePolicy",
+    "SteeringDiagnostics",
     "SteeringEvalCallback",
     "SteeringSAC",
     "VecSteering",
+    "calibrate",
     "load_policy",
     "load_snapshot",
     "make_vec_steering",

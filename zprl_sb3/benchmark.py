@@ -11,7 +11,7 @@ import yaml
 from zprl_sb3.checkpoint import read_config
 from zprl_sb3.jobs import Job
 from zprl_sb3.learners import ALGORITHMS
-from zprl_sb3.settings import load_settings
+from zprl_sb3.settings import check_options, load_settings
 
 KEYS = {"tasks", "methods", "seeds", "set", "episodes", "zero_noise"}
 
@@ -40,6 +40,7 @@ class _Plan:
         config = read_config(policy)
         observation = config.get("env_kwargs", {}).get("observation")
         settings = load_settings(f"{algo}.yml", config["env_id"], changes, observation)
+        check_options(settings)
         folder = self.output / name
         train = ("train", "--algo", algo, "--policy", policy, "--output", str(folder), "--seed", str(seed))
         evaluate = ("evaluate", str(folder), "--episodes", self.episodes)
@@ -60,6 +61,7 @@ def read_plan(file: str | Path, output: str | Path) -> list[Job]:
     :param output: Folder of the benchmark
     :raises PlanError: If a key, method or setting is unknown, or something is missing
     :raises CheckpointError: If a policy cannot be read
+    :raises ValueError: If a setting is not for the method
     """
     table = _read(Path(file))
     common = table.get("set", []), str(table.get("episodes", 200)), table.get("zero_noise", True)

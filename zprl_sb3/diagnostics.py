@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from zprl_sb3.evaluation import evaluate
+from zprl_sb3.policy import SteerablePolicy
 from zprl_sb3.smoothness import SMOOTHNESS
 from zprl_sb3.wrappers import LatentSteering, Steering, VecSteering
 
@@ -76,14 +77,28 @@ def steering_diagnostics(steering: Steering, observation: Mapping[str, Array], d
     rms_z, rms_step = (float(np.sqrt(np.mean(np.square(x)))) for x in (z, step))
     result = {"rms_z": rms_z, "rms_step": rms_step} | ({"rms_ratio": rms_step / rms_z} if rms_z else {})
     if isinstance(steering, LatentSteering):
-        with th.no_grad():
-            steered, plain = (
-                steering.bottleneck.decode(th.as_tensor(x, device=steering.policy.device)).cpu().numpy()
-                for x in (z + step.astype(np.float32), z)
-            )
-        result["context_distance"] = float(np.linalg.norm(steered - observation["c"], axis=1).mean())
-        result["displacement"] = float(np.linalg.norm(steered - plain, axis=1).mean())
+        result |= context_moves(steering.policy, observation["c"], z, step)
     return result
+
+
+@th.no_grad()
+def context_moves(policy: SteerablePolicy, context: Array, z: Array, step: Array) -> dict[str, float]:
+    """Return the mean L2 norms ``context_distance`` ‖g(z + λΔz) - c‖ and ``displacement`` ‖g(z + λΔz) - g(z)‖.
+
+    :param policy: A policy with a bottleneck
+    :param context: c (N, C)
+    :param z: Latents (N, d)
+    :param step: λΔz (N, d)
+    """
+    assert policy.bottleneck is not None
+    steered, plain = (
+        policy.bottleneck.decode(th.as_tensor(x, device=policy.device)).cpu().numpy()
+        for x in (z + step.astype(np.float32), z)
+    )
+    return {
+        "context_distance": float(np.linalg.norm(steered - context, axis=1).mean()),
+        "displacement": float(np.linalg.norm(steered - plain, axis=1).mean()),
+    }
 
 
 def evaluation_row(model: PolicyPredictor, env: VecSteering, seed: int, episodes: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What demonstrations give to steering: transitions with Δz = 0 (RLPD, arXiv 2302.02948), and λ by z's spread."""
+"""Demonstrations as transitions with Δz = 0 (RLPD, arXiv 2302.02948)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zprl_sb3.pretrain.demonstrations import (
 from zprl_sb3.pretrain.recording import read_collection
 from zprl_sb3.pretrain.windows import cut_windows
 from zprl_sb3.replay import SteeringReplayBuffer
-from zprl_sb3.wrappers import LatentSteering, Steering
+from zprl_sb3.wrappers import Steering
 from zprl_sb3.wrappers.chunking import check_rendering
 
 BATCH = 512  # observations that are embedded at once
@@ -51,7 +51,7 @@ def demonstration_buffer(
         another project's, whose rewards are sparse, and the environment's are not
     :raises ValueError: If it is of another task, or drawn in another quality
     """
-    policy, demos = steering.policy, _load(path, steering.policy)
+    policy, demos = steering.policy, policy_demonstrations(path, steering.policy)
     if not sparse and "converted" in read_collection(path):
         raise DemonstrationError(f"{path}: converted from another project's data, it does not hold the dense rewards")
     observations, rewards = _embedded(demos, steering), read_rewards(demos)
@@ -86,22 +86,14 @@ def _add(
         buffer.add(here, there, still, np.array([chunk], np.float32), np.array([following is None]), [{}])
 
 
-def scale_by_spread(path: str | Path, policy: SteerablePolicy, scale: float) -> tuple[float, ...]:
-    """Return a λ for each dimension of z, in proportion to its standard deviation over demonstrations, λ on average.
+def policy_demonstrations(path: str | Path, policy: SteerablePolicy) -> Demonstrations:
+    """Return demonstrations of a policy's task with what it sees.
 
-    :param path: Demonstrations of the policy's task
-    :param policy: A policy with a bottleneck
-    :param scale: λ
-    :raises DemonstrationError: If the file cannot be used
-    :raises ValueError: If it is of another task, or the policy has no bottleneck
+    :param path: The file
+    :param policy: The policy
+    :raises DemonstrationError: If the file cannot be used, or lacks what the policy sees
+    :raises ValueError: If it is of another task, or drawn in another quality
     """
-    z = _embedded(_load(path, policy), LatentSteering(policy, scale, sample_latent=True))["z"]
-    spread = z.std(axis=0, dtype=np.float64)
-    return tuple((scale * spread / spread.mean()).tolist())
-
-
-def _load(path: str | Path, policy: SteerablePolicy) -> Demonstrations:
-    """Return the demonstrations with what the policy sees."""
     shapes = policy.observation_shapes
     kind = "image" if image_keys(shapes) else "state" if OBJECT in shapes else None
     demos = load_demonstrations(path, kind)

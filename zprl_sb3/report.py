@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from zprl_sb3.settings import METHODS, NOT_IDENTITY, flatten
+from zprl_sb3.settings import AUTO, METHODS, NOT_IDENTITY, flatten
 
 TRAINING = ["time/env_steps", "time/total_timesteps", "train/q_mean", "train/delta_rms"]
 NEEDED = ["env_steps", "success_rate", "ci_low", "ci_high"]  # of every row; the other columns may be missing
@@ -117,6 +117,7 @@ def read_run(folder: str | Path) -> Run:
         run = yaml.safe_load(file.read_text())
         env_id, seed = run["env_id"], run["seed"]
         facts = {"base policy": run["policy"][:8], **FIRST, **flatten(run["settings"])}
+        facts["scale"] = _scale(facts["scale"], run.get("scale"))
         float(facts["scale"])
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{file} is damaged or not of `zprl train`: {error!r}") from error
@@ -125,6 +126,11 @@ def read_run(folder: str | Path) -> Run:
     evaluations = {name: _figures(_read_json(file), file) for name, file in files.items()}
     curve, training = _read_curve(folder / "evaluations.csv"), _read_training(folder / "logs")
     return Run(folder, env_id, seed, facts, curve, training, evaluations)
+
+
+def _scale(setting: Any, found: Any) -> Any:
+    """Return λ, the calibrated one where the setting is ``auto``; of one for each dimension the mean."""
+    return round(float(np.mean(found)), 6) if setting == AUTO else setting
 
 
 def _read_curve(file: Path) -> pd.DataFrame:

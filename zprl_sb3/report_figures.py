@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from zprl_sb3.files import atomic_path
+from zprl_sb3.guideline import RMS_RATIO
 from zprl_sb3.report import MOTION
 from zprl_sb3.report_groups import Group, by_environment
 from zprl_sb3.report_statistics import curve_over_seeds
@@ -20,7 +21,6 @@ from zprl_sb3.report_statistics import curve_over_seeds
 # Okabe and Ito's palette, which the colour-blind tell apart, with a brown for its yellow.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d", "#8c510a")
 STYLES = ("-", "-.", ":")  # of the first eight methods, of the next eight, ...
-GUIDELINE = (0.1, 0.2)  # advised RMS(λΔz) / RMS(z)
 BAND = "dashed: base policy; band: 95 %, of two seeds their range"
 PANELS = {
     "success_rate": "success rate",
@@ -146,7 +146,7 @@ def _decorate(axis: Axes, column: str) -> None:
         axis.set_ylim(-0.02, 1.02)
         axis.set_title(BAND, fontsize=9)
     if column == "rms_ratio":
-        axis.axhspan(*GUIDELINE, color="grey", alpha=0.12, linewidth=0)
+        axis.axhspan(*RMS_RATIO, color="grey", alpha=0.12, linewidth=0)
         axis.set_title("grey: the range the paper advises to start from", fontsize=9)
 
 

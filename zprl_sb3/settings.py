@@ -18,6 +18,8 @@ OPEN = frozenset({"env_kwargs", "train_env_kwargs", "operators", "policy_kwargs"
 # Settings of a run that say how long, where and how closely watched it is, not what it learns.
 NOT_IDENTITY = ("n_timesteps", "eval_freq", "eval_beside", "save_freq", "subprocess")
 
+AUTO = "auto"  # as a value of scale: calibrated on the policy's demonstrations
+
 METHODS = {
     ("latent", "sac"): "ZPRL",
     ("action", "sac"): "Policy Decorator",
@@ -145,7 +147,7 @@ def _merge(
         elif OPEN.intersection(tables[:-1]):
             settings[key] = value
         else:
-            settings[key] = _like(default[key], value, f"{place}: {key!r}")
+            settings[key] = _like(default[key], value, f"{place}: {key!r}", auto=(*tables, key) == ("scale",))
 
 
 def _joined(old: Any, new: Any) -> Any:
@@ -160,8 +162,13 @@ def _table(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _like(default: Any, value: Any, where: str) -> Any:
-    """Return the value if it is of the default's kind. Where that is text, a list or null, any value is."""
+def _like(default: Any, value: Any, where: str, auto: bool) -> Any:
+    """Return the value if it is of the default's kind. Where that is text, a list or null, any value is.
+
+    :param auto: Whether it may be ``auto`` as well
+    """
+    if auto and value == AUTO:
+        return value
     if isinstance(default, bool):
         fits, kind = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
@@ -173,7 +180,7 @@ def _like(default: Any, value: Any, where: str) -> Any:
     else:
         return value
     if not fits:
-        raise ValueError(f"{where} is {kind}, not {value!r}")
+        raise ValueError(f"{where} is {kind}{' or auto' if auto else ''}, not {value!r}")
     return value
 
 
@@ -200,6 +207,19 @@ def differences(there: dict[str, Any], here: dict[str, Any], ignore: Sequence[st
     keys = sorted(key for key in {*old, *new} if not f"{key}.".startswith(free))
     different = [key for key in keys if old.get(key) != new.get(key)]
     return ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in different)
+
+
+def check_options(settings: dict[str, Any]) -> None:
+    """Raise a ValueError if settings ask another method for what only ZPRL can be given.
+
+    That are demonstrations (SOE has a use of its own for them), a λ by the spread of z, and a calibrated one.
+    """
+    asked = [name for name in ("demonstrations", "scale_by") if settings[name] is not None]
+    asked += ["scale=auto"] if settings["scale"] == AUTO else []
+    if settings["learner"] == "soe":
+        asked = [name for name in asked if name != "demonstrations"]
+    if asked and (settings["steering"], settings["learner"]) != ("latent", "sac"):
+        raise ValueError(f"{' and '.join(asked)}: with steering latent and learner sac only")
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -36,7 +36,7 @@ from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.learners import ALGORITHMS, OURS, SOE, learner
 from zprl_sb3.robot_envs import check_kwargs
 from zprl_sb3.scripts.common import device_of, make_arguments
-from zprl_sb3.settings import load_settings
+from zprl_sb3.settings import AUTO, load_settings
 from zprl_sb3.wrappers import ActionChunk, SteeringSpec, VecSteering
 from zprl_sb3.wrappers.chunking import with_history
 from zprl_sb3.wrappers.spec import Scale
@@ -104,7 +104,8 @@ def _made(path: Path, config: dict[str, Any], overrides: Sequence[str], algo: st
         settings = load_settings(FILES[algo], config["env_id"], overrides, observation)
     except KeyError as error:
         raise KeyError(f"{algo}: {error.args[0]} (register only those that have it: algos=[...])") from error
-    if ignored := [name for name in ("demonstrations", "scale_by") if settings[name] is not None]:
+    ignored = [name for name in ("demonstrations", "scale_by") if settings[name] is not None]
+    if ignored := [*ignored, *(["scale=auto"] if settings["scale"] == AUTO else [])]:
         raise ValueError(f"rl_zoo3 cannot follow {', '.join(ignored)}: use `zprl train`")
     return _task(path, config["env_id"], algo, settings), _hyperparams(path, config["policy"], settings)
 

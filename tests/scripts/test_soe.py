@@ -149,4 +149,4 @@ def test_other_demonstrations_than_the_policys_are_refused(base: Path, tmp_path:
 def test_it_needs_to_know_how_the_policy_was_pretrained(base: Path, tmp_path: Path, zprl: Any) -> None:
     shutil.copytree(base / "policy", tmp_path / "alone" / "policy")
     code, _, err = zprl(*command(tmp_path / "alone", tmp_path / "soe"))
-    assert (code, "pretrain.yml is missing, which says how to retrain the policy" in err) == (1, True)
+    assert (code, "pretrain.yml is missing, which says how the policy was pretrained" in err) == (1, True)

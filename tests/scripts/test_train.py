@@ -211,7 +211,7 @@ def test_another_policy_in_the_same_folder_is_refused(toy_run: Path, tmp_path: P
         ("scale=0", "scale (λ) must be a positive number, not 0"),
         ("scale=-0.5", "scale (λ) must be a positive number, not -0.5"),
         ("scale=.nan", "scale (λ) must be a positive number, not nan"),
-        ("scale=much", "'scale' is a number, not 'much'"),
+        ("scale=much", "'scale' is a number or auto, not 'much'"),
         ("gamma=1.5", "gamma is a discount per env step"),
         ("chunk=9", "the policy predicts 4 (choose 1 to 4)"),
         ("chunk=0", "chunk must be a whole number of at least 1, not 0"),

@@ -22,7 +22,7 @@ from helpers import (
     tiny_model,
     tiny_policy,
 )
-from zprl_sb3.offline import demonstration_buffer, scale_by_spread
+from zprl_sb3.offline import demonstration_buffer
 from zprl_sb3.pretrain.demonstrations import DemonstrationError
 from zprl_sb3.pretrain.recording import save_demonstrations
 from zprl_sb3.sac import SteeringSAC
@@ -174,22 +174,3 @@ def test_a_file_without_rewards_is_named(demos: Path) -> None:
         del file["data/demo_1/rewards"]
     with pytest.raises(DemonstrationError, match=r"demo_1: the key 'rewards' is missing"):
         demonstration_buffer(demos, LatentSteering(tiny_policy(env_id=POINT), 0.5), GAMMA, n_steps=1)
-
-
-def test_the_scale_of_each_dimension_is_in_proportion_to_its_spread(demos: Path) -> None:
-    policy = tiny_policy(env_id=POINT)
-    assert policy.bottleneck is not None
-    with th.no_grad():  # a posterior that depends on nothing, with another deviation in each dimension
-        for head, bias in (
-            (policy.bottleneck.mean, np.array([1.0, 2.0, 3.0])),
-            (policy.bottleneck.log_var, np.log(np.square([0.1, 0.2, 0.6]))),
-        ):
-            head.weight.zero_()
-            head.bias.copy_(th.as_tensor(bias))
-    many = point_demonstrations(demos.parent / "many.hdf5", (400,) * 10)
-    scale = scale_by_spread(many, policy, 0.3)
-    assert scale == pytest.approx((0.1, 0.2, 0.6), rel=0.1)
-    assert np.mean(scale) == pytest.approx(0.3)
-    steered_points(policy, scale=scale)
-    with pytest.raises(ValueError, match="has demonstrations of"):
-        scale_by_spread(many, tiny_policy(env_id="zprl/Can-v0"), 0.3)

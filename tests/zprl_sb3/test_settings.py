@@ -159,8 +159,8 @@ def test_a_file_without_default_settings_is_named(tmp_path: Path, content: str) 
     ("override", "message"),
     [
         ("algorithm=3", "'algorithm' is a table of settings, not 3"),
-        ("scale=large", "'scale' is a number, not 'large'"),
-        ("scale=true", "'scale' is a number, not True"),
+        ("scale=large", "'scale' is a number or auto, not 'large'"),
+        ("scale=true", "'scale' is a number or auto, not True"),
         ("algorithm.learning_rate=null", "'learning_rate' is a number, not None"),
         ("algorithm.learning_rate=[1]", r"'learning_rate' is a number, not \[1\]"),
         ("algorithm.learning_rate.start=1", "'learning_rate' is a number, not {'start': 1}"),
