@@ -24,7 +24,7 @@ from zprl_sb3.interrupts import interrupts_wait
 from zprl_sb3.jobs import LOOK
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.benchmark import Slots
-from zprl_sb3.scripts.common import at_least, cores, new_parser
+from zprl_sb3.scripts.common import at_least, cores, find_demonstrations, new_parser
 from zprl_sb3.scripts.live import shown
 from zprl_sb3.studies import ERROR, HEARTBEAT, JOURNAL, SharedStudy, database, joined
 from zprl_sb3.trials import LAST, Runner, run_trial
@@ -34,7 +34,7 @@ from zprl_sb3.tuning_results import described, named, write_results
 PAUSE = 2.0  # seconds between two looks of a worker that has nothing to do, and at the study for what is shown
 SHOWN = 12  # trials in the table, the latest
 EXAMPLES = f"""examples:
-  zprl tune --policy runs/box/base/policy --demonstrations runs/box/demos.hdf5 --output runs/tune/box
+  zprl tune --policy runs/box/base/policy --output runs/tune/box
   zprl tune my.yml --output runs/tune/box --trials 40 --jobs 2
   zprl tune my.yml --output runs/tune/box --storage postgresql://user:password@host/name
 
@@ -42,10 +42,10 @@ my.yml:
   policy: runs/box/base/policy
   algo: zprl                # a name of `zprl train --algo`; soe is not tuned
   search:
-    scale: calibrated       # λ: from half the low end of what `zprl calibrate` says to twice the high one
+    scale: auto             # λ: from half the low end of what `zprl calibrate` says to twice the high one
     algorithm.qf_learning_rate: {{low: 1.0e-4, high: 1.0e-3, log: true}}
     algorithm.policy_kwargs.net_arch: [[128, 128], [256, 256, 256]]
-  demonstrations: runs/box/demos.hdf5   # for that calibration
+  demonstrations: runs/box/demos.hdf5   # to calibrate on; default: what the policy was pretrained on
   set: [n_timesteps=12000]  # of all trials
   seeds: [0]                # a trial is worth the mean over them
   pruner: median            # or hyperband, or none
@@ -162,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("file", nargs="?", help="YAML file of what is searched; default: λ alone")
     parser.add_argument("--policy", help="checkpoint folder of the frozen policy; default: the file's")
     parser.add_argument(
-        "--demonstrations", metavar="FILE", help="of the policy, for the range of λ; default: the file's"
+        "--demonstrations", metavar="FILE", help="to calibrate λ on; default: the file's, or the policy's"
     )
     parser.add_argument("--output", required=True, help="folder of all trials")
     parser.add_argument("--trials", type=at_least(1), default=40, help="of the study in all; default: %(default)s")
@@ -177,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl tune``."""
     args = parser().parse_args(argv)
-    tuning, output = read_tuning(args.file, args.policy, args.demonstrations), Path(args.output)
+    tuning, output = read_tuning(args.file, args.policy, args.demonstrations, find_demonstrations), Path(args.output)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with joined(tuning, output, args.storage, args.study) as study:
         where = database(args.storage).render_as_string() if args.storage else output / JOURNAL

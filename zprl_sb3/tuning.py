@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,21 @@ from typing import Any
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from zprl_sb3.calibration import calibrate
 from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.jobs import Job
 from zprl_sb3.learners import ALGORITHMS, SOE
-from zprl_sb3.settings import NOT_IDENTITY, flatten, load_settings
+from zprl_sb3.settings import AUTO, NOT_IDENTITY, check_options, flatten, load_settings
 from zprl_sb3.wrappers.steering import LatentSteering
 
 KEYS = {"policy", "algo", "search", "set", "seeds", "pruner", "demonstrations"}
 PRUNERS = ("median", "hyperband", "none")
 RANGE = {"low", "high", "log", "step"}
-SCALE, CALIBRATED = "scale", "calibrated"
+SCALE = "scale"
 SAME = (*NOT_IDENTITY, "eval_episodes")  # trials that differ in these could not be compared
 WIDER = 2.0  # the search goes so many times beyond both ends of the range that calibration finds
 
+Find = Callable[[Path], tuple[Path, str | None]]
 Value = str | int | float | bool | None
 
 
@@ -37,12 +39,13 @@ class Tuning:
 
     :param policy: Checkpoint of the base policy, which all trials steer
     :param algo: Name of the method
-    :param search: By the name of a setting: a range, choices, or for λ ``"calibrated"``
+    :param search: By the name of a setting: a range, choices, or for λ ``"auto"``
     :param changes: Settings of all trials, ``"key=value"``
     :param seeds: Each trial trains one run with each of them
     :param pruner: One of :data:`PRUNERS`
-    :param demonstrations: Of the base policy, for λ's calibration
+    :param demonstrations: Of the base policy, to calibrate λ
     :param settings: Of a trial but for what is searched
+    :param find: Finds demonstrations, and the mask of the episodes used, of a policy for which none are named
     """
 
     policy: Path
@@ -53,6 +56,7 @@ class Tuning:
     pruner: str
     demonstrations: Path | None
     settings: dict[str, Any]
+    find: Find
 
     @property
     def steps(self) -> int:
@@ -77,16 +81,15 @@ class Tuning:
         :raises TuningError: If a range is none
         """
         flat = flatten(self.settings)
-        ranges = {name: self._range() if spec == CALIBRATED else spec for name, spec in self.search.items()}
+        ranges = {name: self._range() if spec == AUTO else spec for name, spec in self.search.items()}
         return {name: _distribution(name, spec, flat.get(name)) for name, spec in ranges.items()}
 
     def _range(self) -> dict[str, Any]:
-        from zprl_sb3.calibration import calibrate
-
-        assert self.demonstrations is not None
-        print(f"Calibrating λ on {self.demonstrations}", flush=True)
-        by_spread = self.settings["scale_by"] is not None
-        low, high = calibrate(load_policy(self.policy), self.demonstrations, by_spread).scale_range
+        by = self.settings["scale_by"]
+        named = self.demonstrations or by
+        file, mask = (named, None) if named is not None else self.find(self.policy)
+        print(f"Calibrating λ on {file}", flush=True)
+        low, high = calibrate(self.policy, file, by is not None, mask).scale_range
         return {"low": low / WIDER, "high": WIDER * high, "log": True}
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
@@ -101,14 +104,18 @@ class Tuning:
 
 
 def read_tuning(
-    file: str | Path | None, policy: str | Path | None = None, demonstrations: str | Path | None = None
+    file: str | Path | None,
+    policy: str | Path | None = None,
+    demonstrations: str | Path | None = None,
+    find: Find | None = None,
 ) -> Tuning:
     """Return what is to be searched, with everything checked that can be before the first trial.
 
     :param file: YAML: ``policy``, ``algo``, ``search`` (name of a setting: {low, high, log, step} or a list of choices;
-        of λ, ``calibrated``), ``set`` (settings of all trials), ``seeds``, ``pruner``, ``demonstrations``. None: λ
+        of λ, ``auto``), ``set`` (settings of all trials), ``seeds``, ``pruner``, ``demonstrations``. None: λ
     :param policy: Instead of the file's
     :param demonstrations: Instead of the file's
+    :param find: Finds demonstrations, and the mask of the episodes used, of a policy for which none are named
     :raises TuningError: If a key, method, setting or range is unknown or impossible, or something is missing
     :raises CheckpointError: If the policy cannot be read
     :raises KeyError: If there is no such setting
@@ -129,12 +136,13 @@ def read_tuning(
     tuning = Tuning(
         Path(policy),
         algo,
-        table.get("search") or {SCALE: CALIBRATED},
+        table.get("search") or {SCALE: AUTO},
         changes,
         seeds,
         pruner,
         Path(demonstrations) if demonstrations else None,
         _settings(policy, algo, changes),
+        find or _not_found,
     )
     _check_search(tuning, where)
     return tuning
@@ -152,7 +160,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _settings(policy: str | Path, algo: str, changes: Sequence[str]) -> dict[str, Any]:
     config = read_config(policy)
-    return load_settings(f"{algo}.yml", config["env_id"], changes, config.get("env_kwargs", {}).get("observation"))
+    observation = config.get("env_kwargs", {}).get("observation")
+    settings = load_settings(f"{algo}.yml", config["env_id"], changes, observation)
+    check_options(settings)
+    return settings
+
+
+def _not_found(policy: Path) -> tuple[Path, str | None]:
+    raise TuningError(f"λ is calibrated on the demonstrations of {policy}: name their file, or give scale a range")
 
 
 def _check_search(tuning: Tuning, where: str) -> None:
@@ -162,22 +177,19 @@ def _check_search(tuning: Tuning, where: str) -> None:
     for name, spec in tuning.search.items():
         if name in SAME:
             raise TuningError(f"{where}: {name} is the same in all trials: it belongs under set")
-        if spec == CALIBRATED:
-            _check_calibrated(tuning, name, where)
+        if spec == AUTO:
+            _check_auto(tuning, name, where)
             continue
         _distribution(name, spec, flat.get(name))
         for value in spec if isinstance(spec, list) else (spec["low"], spec["high"]):
             _settings(tuning.policy, tuning.algo, tuning.overrides({name: _choice(value)}))
 
 
-def _check_calibrated(tuning: Tuning, name: str, where: str) -> None:
+def _check_auto(tuning: Tuning, name: str, where: str) -> None:
     if name != SCALE or tuning.settings["steering"] != LatentSteering.kind:
         raise TuningError(f"{where}: only λ (scale) of a steered latent can be calibrated; give {name} a range")
-    if tuning.demonstrations is None or not tuning.demonstrations.is_file():
-        raise TuningError(
-            f"{where}: λ is calibrated on the demonstrations of the base policy, and there are none at "
-            f"{tuning.demonstrations}: name their file (--demonstrations), or give scale a range in the YAML file"
-        )
+    if tuning.demonstrations is not None and not tuning.demonstrations.is_file():
+        raise TuningError(f"{where}: there are no demonstrations at {tuning.demonstrations} to calibrate λ on")
 
 
 def _distribution(name: str, spec: Any, value: Any) -> BaseDistribution:
@@ -193,7 +205,7 @@ def _distribution(name: str, spec: Any, value: Any) -> BaseDistribution:
         whole = all(isinstance(each, int) for each in numbers)
         if isinstance(value, int) and not whole:
             raise ValueError("it is a whole number, and so are low, high and step")
-        return (IntDistribution if whole and not isinstance(value, float) else FloatDistribution)(**spec)
+        return (IntDistribution if whole and (value is None or isinstance(value, int)) else FloatDistribution)(**spec)
     except ValueError as error:
         raise TuningError(f"The search of {name}: {error}") from error
 

@@ -10,6 +10,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from helpers import POINT, point_demonstrations, tiny_policy
+from zprl_sb3.calibration import calibrate
 from zprl_sb3.checkpoint import CheckpointError, save_policy
 from zprl_sb3.tuning import Tuning, TuningError, read_tuning
 
@@ -77,9 +78,10 @@ def test_a_run_gets_the_settings_of_all_trials_and_then_its_own(tuning: Any, tmp
         ({"search": {"scale": {"low": 2.0, "high": 1.0}}}, TuningError, "search of scale: .*low <= high"),
         ({"search": {"algorithm.utd": {"low": 0.5, "high": 2}}}, TuningError, "whole number, and so are low"),
         ({"search": {"sample_latent": {"low": 0, "high": 1}}}, TuningError, "a range is one of numbers"),
-        ({"search": {"scale": "calibrated"}}, TuningError, "there are none at None: name their file"),
-        ({"search": {"gamma": "calibrated"}}, TuningError, "only λ"),
-        ({"search": {"scale": "calibrated"}, "algo": "dsrl"}, TuningError, "only λ"),
+        ({"search": {"scale": "auto"}, "demonstrations": "nowhere"}, TuningError, "no demonstrations at nowhere"),
+        ({"set": ["demonstrations=x"], "algo": "dsrl"}, ValueError, "with steering latent"),
+        ({"search": {"gamma": "auto"}}, TuningError, "only λ"),
+        ({"search": {"scale": "auto"}, "algo": "dsrl"}, TuningError, "only λ"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(
@@ -90,9 +92,11 @@ def test_what_cannot_be_searched_is_refused(
 
 
 def test_without_a_file_the_calibrated_scale_is_searched(tmp_path: Path) -> None:
-    calibration = pytest.importorskip("zprl_sb3.calibration")
     policy = save_policy(tiny_policy(env_id=POINT), tmp_path / "policy")
     demonstrations = point_demonstrations(tmp_path / "demos.hdf5", [20, 30])
-    low, high = calibration.calibrate(policy, demonstrations).scale_range
-    space = read_tuning(None, policy, demonstrations).space()
-    assert space == {"scale": FloatDistribution(low / 2, 2 * high, log=True)}
+    low, high = calibrate(policy, demonstrations).scale_range
+    expected = {"scale": FloatDistribution(low / 2, 2 * high, log=True)}
+    assert read_tuning(None, policy, demonstrations).space() == expected
+    assert read_tuning(None, policy, find=lambda path: (demonstrations, None)).space() == expected
+    with pytest.raises(TuningError, match="name their file"):
+        read_tuning(None, policy).space()
