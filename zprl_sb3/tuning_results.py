@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import optuna
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from zprl_sb3.files import atomic_path
@@ -18,6 +20,7 @@ from zprl_sb3.studies import ERROR, SharedStudy, origin
 from zprl_sb3.tuning import Tuning
 
 BEST, TABLE, PICTURE = "best.yml", "trials.csv", "trials.png"
+COLUMNS = 4  # panels beside each other
 ENOUGH = 10  # complete trials before their settings' importance is told
 STATES = {TrialState.COMPLETE: ("complete", "#0072b2"), TrialState.PRUNED: ("pruned", "#e69f00")}
 
@@ -90,21 +93,25 @@ def _importance(study: SharedStudy) -> list[str]:
 
 
 def _draw(trials: list[FrozenTrial], space: dict[str, BaseDistribution], path: Path) -> None:
-    figure = Figure(figsize=(4.6 * (1 + len(space)), 3.8), dpi=120, layout="constrained")
-    first, *others = figure.subplots(1, 1 + len(space), sharey=True, squeeze=False)[0]
+    rows = math.ceil((1 + len(space)) / COLUMNS)
+    columns = min(COLUMNS, 1 + len(space))
+    figure = Figure(figsize=(4.6 * columns, 3.8 * rows), dpi=120, layout="constrained")
+    first, *others = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    for axis in others[len(space) :]:
+        axis.remove()
     for state, (label, color) in STATES.items():
         those = [trial for trial in trials if trial.state == state and trial.value is not None]
         worth = [trial.value for trial in those]
         first.scatter([trial.number for trial in those], worth, s=18, color=color, label=label)
-        for name, axis in zip(space, others, strict=True):
-            axis.scatter([_place(trial, name, space[name]) for trial in those], worth, s=18, color=color)
+        for axis, (name, distribution) in zip(others, space.items(), strict=False):
+            axis.scatter([_place(trial, name, distribution) for trial in those], worth, s=18, color=color)
     complete = [(trial.number, trial.value) for trial in trials if trial.state == TrialState.COMPLETE]
     numbers, values = np.array(complete, float).T
     first.step(numbers, np.maximum.accumulate(values), where="post", color="#4d4d4d", label="best so far")
     first.set(xlabel="trial", ylabel="success, mean of the last evaluations")
-    first.legend(frameon=False)
-    for name, axis in zip(space, others, strict=True):
-        _label(axis, name, space[name])
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
+    for axis, (name, distribution) in zip(others, space.items(), strict=False):
+        _label(axis, name, distribution)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -120,3 +127,8 @@ def _label(axis: Axes, name: str, distribution: BaseDistribution) -> None:
         axis.set_xticks(range(len(distribution.choices)), [str(choice) for choice in distribution.choices])
     elif getattr(distribution, "log", False):
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    elif isinstance(distribution, IntDistribution):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
