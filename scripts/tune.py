@@ -87,6 +87,8 @@ def tune(study: SharedStudy, tuning: Tuning, total: int, jobs: int) -> None:
                 if interrupts or any(worker.done() and worker.exception() for worker in workers):
                     stop.set()
             display.refresh()
+            if interrupts:
+                print("Stopped: the same command goes on with the trials that were running")
         finally:
             stop.set()
     for worker in workers:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch as th
 import yaml
 
 from programs import TINY
@@ -22,6 +23,7 @@ from zprl_sb3.checkpoint import CheckpointError
 from zprl_sb3.files import read_rows
 from zprl_sb3.locks import holder
 from zprl_sb3.scripts import cli
+from zprl_sb3.scripts.benchmark import Slots
 
 
 @pytest.fixture
@@ -227,6 +229,19 @@ def test_a_signal_lets_the_runs_save_and_end(
     assert process.wait(timeout=300) == (143 if number == signal.SIGTERM else 130)
     assert "goes on from" in (run / "log.txt").read_text()
     assert holder(run) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"), [(None, ["0", "1"]), ("3,5", ["3", "5"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])]
+)
+def test_gpus_are_those_that_a_scheduler_has_given(
+    visible: str | None, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(th.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Slots(3)._gpus == gpus
 
 
 def test_an_address_needs_the_engine_that_it_is_of(plan: Any, tmp_path: Path, zprl: Any) -> None:
