@@ -87,7 +87,7 @@ def _mark(axis: Axes, found: Calibration) -> None:
     axis.axvspan(*found.scale_range, color=BLUE, alpha=0.12, linewidth=0)
     axis.axvline(found.scale, color=BLUE, linewidth=1)
     axis.set(xlim=(0, _curve(found, "scale")[0][-1]), ylim=(0, 1.3 * axis.get_ylim()[1]))  # with room for the legend
-    axis.legend(frameon=False, fontsize=9, loc="upper left")
+    axis.legend(fontsize=9, loc="upper left", facecolor="white", edgecolor="none", framealpha=0.8)
     axis.set_xlabel("λ")
     axis.grid(alpha=0.25)
 

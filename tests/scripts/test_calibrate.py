@@ -65,7 +65,7 @@ def test_demonstrations_are_found_from_every_folder_and_known_by_their_content(
     monkeypatch.chdir("/")
     assert find_demonstrations(policy) == (demos_of(policy), None)
     point_demonstrations(demos_of(policy), (5,))
-    with pytest.raises(ValueError, match="is not what the policy in .* was pretrained on: it has changed since"):
+    with pytest.raises(ValueError, match=r"is not what the policy in .* was pretrained on: it has changed since"):
         find_demonstrations(policy)
     os.remove(demos_of(policy))
     with pytest.raises(ValueError, match=r"runs/demos.hdf5 is missing, from which the policy in .* was pretrained"):
@@ -143,5 +143,5 @@ def test_a_benchmark_takes_it_for_zprl_and_refuses_it_for_others_at_once(
     assert code == 1
     assert "scale=auto: with steering latent and learner sac only" in err
     assert not (tmp_path / "out").exists()
-    file.write_text(yaml.safe_dump(plan | {"methods": {"zprl": {"set": ["scale=auto"]}, "po_dec": {}}}))
+    file.write_text(yaml.safe_dump(plan | {"methods": {"zprl": {"set": ["scale=auto"]}}}))
     assert "scale=auto" in read_plan(file, tmp_path / "out")[1].commands[0]
