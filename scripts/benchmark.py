@@ -17,17 +17,16 @@ from queue import Queue
 from threading import Event
 
 import torch as th
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from zprl_sb3.benchmark import read_plan
 from zprl_sb3.cluster import Cluster
 from zprl_sb3.interrupts import interrupts_wait
-from zprl_sb3.jobs import LOOK, Job, JobFailed, run_job
+from zprl_sb3.jobs import LOOK, Job, JobFailed, Stop, run_job
 from zprl_sb3.report import ReportError
 from zprl_sb3.scripts import cli
-from zprl_sb3.scripts.common import at_least, new_parser
+from zprl_sb3.scripts.common import at_least, cores, new_parser
+from zprl_sb3.scripts.live import shown
 from zprl_sb3.scripts.report import report
 
 EXAMPLES = """examples:
@@ -75,7 +74,8 @@ def benchmark(jobs: Sequence[Job], run: Runner, at_once: int) -> dict[str, str]:
         states[job.name] = "running"
         run(job, stop)
 
-    with interrupts_wait() as interrupts, ThreadPoolExecutor(at_once) as pool, _shown(jobs, states) as show:
+    show_them = shown(states, lambda: _left(states), lambda: _table(jobs, states))
+    with interrupts_wait() as interrupts, ThreadPoolExecutor(at_once) as pool, show_them as show:
         futures: dict[Future[None], Job] = {}
         while futures or left:
             ready, left = _ready(left, states, errors)
@@ -122,27 +122,6 @@ def _note(future: Future[None], job: Job, states: dict[str, str], errors: dict[s
         states[job.name], errors[job.name] = "failed", str(error)
 
 
-@contextmanager
-def _shown(jobs: Sequence[Job], states: dict[str, str]) -> Iterator[Callable[[], None]]:
-    """Keep a table up to date on a terminal; elsewhere print a line when a run starts or ends."""
-    console, told = Console(), dict.fromkeys(states, "waiting")
-    if console.is_terminal:
-        with Live(_table(jobs, states), console=console, refresh_per_second=1) as live:
-            yield lambda: live.update(_table(jobs, states))
-            live.update(_table(jobs, states))
-        return
-
-    def tell() -> None:
-        for name, state in states.items():
-            if state != told[name]:
-                print(f"{time.strftime('%H:%M:%S')} {name}: {state} ({_left(states)})", flush=True)
-                told[name] = state
-
-    tell()
-    yield tell
-    tell()
-
-
 def _left(states: dict[str, str]) -> str:
     return f"{sum(state in ('waiting', 'running') for state in states.values())} of {len(states)} left"
 
@@ -166,12 +145,15 @@ class Slots:
         self._free: Queue[int] = Queue()
         for slot in range(count):
             self._free.put(slot)
-        self._gpus = th.cuda.device_count()
+        gpus = th.cuda.device_count()
+        # Those that this process may use: a scheduler has told it which.
+        named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        self._gpus = named[:gpus] if len(named) >= gpus and named[0] else [str(gpu) for gpu in range(gpus)]
 
-    def run(self, job: Job, stop: Event) -> None:
+    def run(self, job: Job, stop: Stop) -> None:
         """Run a job in a free slot, until an event says stop."""
         slot = self._free.get()
-        environment = {"CUDA_VISIBLE_DEVICES": str(slot % self._gpus)} if self._gpus else None
+        environment = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if self._gpus else None
         try:
             run_job(job, stop, environment)
         finally:
@@ -206,8 +188,7 @@ def _engine(args: argparse.Namespace) -> Iterator[tuple[Runner, int]]:
         return
     if args.ray_address:
         raise ValueError("--ray-address goes with --engine ray")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Slots(args.jobs or cores).run, args.jobs or cores
+    yield Slots(args.jobs or cores()).run, args.jobs or cores()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from zprl_sb3.interrupts import end_with_parent
+from zprl_sb3.interrupts import INTERRUPTED, end_with_parent
 
 PROGRAMS = {
     "quickstart": "the whole way on one task, in minutes: collect, pretrain, train, evaluate, report",
@@ -20,6 +20,7 @@ PROGRAMS = {
     "calibrate": "a base policy and its demonstrations -> a λ to start from, as a table and a picture",
     "train": "frozen policy -> steered policy, with SteeringSAC",
     "evaluate": "success of a base or steered policy on fixed episodes, as JSON",
+    "tune": "search for λ and other settings with Optuna: several workers on one study, pruning, resumable",
     "analyse": "what steering does to a policy: maps, distances by λ, traces and smoothness, as pictures",
     "benchmark": "tasks x methods x seeds from one file, queued on this machine or with Ray",
     "report": "runs -> one HTML page: curves, tables, statistics over seeds and tasks, videos",
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         program = importlib.import_module(f"zprl_sb3.scripts.{name}")
         return int(program.main(rest))
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except MENDABLE as error:
         if os.environ.get("ZPRL_TRACEBACK"):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from zprl_sb3.files import atomic_path, sha256
-from zprl_sb3.settings import flatten
+from zprl_sb3.settings import differences
 
 SEEN = ("observation", "render_quality", "cameras")  # arguments of an environment that decide what a policy sees
 PACKAGES = ("zprl-sb3", "torch", "stable-baselines3", "gymnasium", "numpy", "mujoco")
@@ -73,6 +74,11 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return whole_number
+
+
+def cores() -> int:
+    """Return how many cores of the processor this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_of(name: str) -> th.device:
@@ -154,12 +160,7 @@ def refuse_other_run(file: Path, settings: dict[str, Any], ignore: Sequence[str]
     """
     if not file.is_file():
         return
-    there, here = flatten(read_yaml(file)), flatten(settings)
-    free = tuple(f"{key}." for key in (*ignore, "versions"))
-    keys = sorted(key for key in {*there, *here} if not f"{key}.".startswith(free))
-    different = [key for key in keys if there.get(key) != here.get(key)]
-    if different:
-        changes = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} now)" for key in different)
+    if changes := differences(read_yaml(file), settings, (*ignore, "versions")):
         raise ValueError(f"{file.parent} holds a run with other settings: {changes}. Choose another output folder")
 
 

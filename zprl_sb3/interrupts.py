@@ -14,7 +14,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # from a person, and from a scheduler (Slurm, Docker) before it kills
 PARENT = "ZPRL_PARENT"  # an environment variable: process with which :func:`end_with_parent` ends this one
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-TERMINATED = 128 + signal.SIGTERM  # 143, the exit status that shells and schedulers expect
+# 130 and 143, the exit statuses that shells and schedulers expect
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 class Interrupts:

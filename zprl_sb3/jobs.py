@@ -1,4 +1,4 @@
-"""One run of a benchmark: what it takes, how far it is, and its programs in their own processes. Imports no torch."""
+"""One run of a benchmark or study: what it takes, how far it is, its programs in processes of their own. No torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
 from zprl_sb3.files import read_rows
-from zprl_sb3.interrupts import PARENT
+from zprl_sb3.interrupts import INTERRUPTED, PARENT, TERMINATED
 from zprl_sb3.locks import holder
 
 LOOK = 0.5  # seconds between two looks at what has ended
+SIGNALLED = (INTERRUPTED, TERMINATED)  # how a program ends that a signal has made save
 PATIENCE = 600.0  # seconds that a process of a killed benchmark has to finish an evaluation, save and end
 
 
@@ -63,11 +63,27 @@ class Job:
 
 
 class JobFailed(RuntimeError):
-    """A run whose program ended with an error; the message says where its output is."""
+    """A run whose program ended with an error; the message says where its output is.
+
+    :param text: The message
+    :param cut_short: Whether a signal ended the program, which itself found nothing wrong
+    """
+
+    def __init__(self, text: str, cut_short: bool = False) -> None:
+        super().__init__(text)
+        self.cut_short = cut_short
+
+
+class Stop(Protocol):
+    """Says whether a run is to save and end: a ``threading.Event``, or what finds out when it is asked."""
+
+    def is_set(self) -> bool:
+        """Whether it is; asked every half second."""
+        ...
 
 
 def run_job(
-    job: Job, stop: Event | None = None, environment: Mapping[str, str] | None = None, apart: bool = False
+    job: Job, stop: Stop | None = None, environment: Mapping[str, str] | None = None, apart: bool = False
 ) -> None:
     """Run a job's commands in their own processes, which end with this one. What they print goes to its ``log.txt``.
 
@@ -95,12 +111,11 @@ def run_job(
             )
             code = _wait(process, stop)
         if code:
-            raise JobFailed(
-                f"zprl {command[0]} ended with {code}: {last_line(log.read_text(errors='replace'))} ({log})"
-            )
+            text = f"zprl {command[0]} ended with {code}: {last_line(log.read_text(errors='replace'))} ({log})"
+            raise JobFailed(text, cut_short=code < 0 or code in SIGNALLED)
 
 
-def _wait_until_free(folder: Path, stop: Event | None) -> None:
+def _wait_until_free(folder: Path, stop: Stop | None) -> None:
     end = time.monotonic() + PATIENCE
     while other := holder(folder):
         if time.monotonic() > end or (stop is not None and stop.is_set()):
@@ -108,7 +123,7 @@ def _wait_until_free(folder: Path, stop: Event | None) -> None:
         time.sleep(LOOK)
 
 
-def _wait(process: subprocess.Popen[bytes], stop: Event | None) -> int:
+def _wait(process: subprocess.Popen[bytes], stop: Stop | None) -> int:
     try:
         while True:
             if stop is not None and stop.is_set():

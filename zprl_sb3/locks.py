@@ -7,12 +7,14 @@ import fcntl
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
 LOCK = "lock"
+PATIENCE = 600.0  # seconds to wait for one's turn
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # what file systems say that have none
 
 
@@ -44,6 +46,25 @@ def locked(folder: str | Path) -> Iterator[None]:
             if made and [path.name for path in folder.iterdir()] == [LOCK]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
+
+
+@contextmanager
+def locked_in_turn(folder: str | Path) -> Iterator[None]:
+    """Hold a folder like :func:`locked`, once others who hold it for a short time have let go of it.
+
+    :raises InUse: If they do not within ten minutes
+    """
+    end = time.monotonic() + PATIENCE
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except InUse:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+        yield
 
 
 def holder(folder: str | Path) -> str | None:

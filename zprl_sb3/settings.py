@@ -186,11 +186,37 @@ def _like(default: Any, value: Any, where: str, auto: bool) -> Any:
         fits, kind = type(value) is int, "a whole number"
     elif isinstance(default, float):
         fits, kind = type(value) in (int, float), "a number"
+        value = float(value) if fits else value
     else:
         return value
     if not fits:
         raise ValueError(f"{where} is {kind}{' or auto' if auto else ''}, not {value!r}")
     return value
+
+
+def nested(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return overrides as one table, as an entry of a settings file has it.
+
+    :param overrides: ``"key=value"``, as :func:`load_settings` takes them; later ones win
+    """
+    table: dict[str, Any] = {}
+    for override in overrides:
+        table = _joined(table, parse_override(override))
+    return table
+
+
+def differences(there: dict[str, Any], here: dict[str, Any], ignore: Sequence[str] = ()) -> str:
+    """Say in which values two tables differ; nothing if they do not.
+
+    :param there: What is stored
+    :param here: What is asked for
+    :param ignore: Keys that may differ, dots for nested ones
+    """
+    old, new = flatten(there), flatten(here)
+    free = tuple(f"{key}." for key in ignore)
+    keys = sorted(key for key in {*old, *new} if not f"{key}.".startswith(free))
+    different = [key for key in keys if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in different)
 
 
 def check_options(settings: dict[str, Any]) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,3 +77,32 @@ def toy_run(toy_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("toy_run") / "zprl-0"
     assert cli.main(train_command(toy_policy, output)) == 0
     return output
+
+
+@pytest.fixture
+def with_toy_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the runs that a program starts find the toy task."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(helpers.__file__).parent), prepend=os.pathsep)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """Start a PostgreSQL server of its own, with an empty database, and return its URL."""
+    places = [*Path("/usr/lib/postgresql").glob("*/bin"), *map(Path, os.get_exec_path())]
+    program = next((place / "pg_ctl" for place in places if (place / "pg_ctl").is_file()), None)
+    if program is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        user: list[str] = []
+        if os.geteuid() == 0:  # whom it refuses
+            shutil.chown(folder, "postgres")
+            user = ["runuser", "-u", "postgres", "--"]
+        server = [*user, str(program), "--pgdata", f"{folder}/data", "--silent"]
+        subprocess.run([*server, "initdb", "-o", "--username=zprl --auth=trust --no-sync"], check=True, cwd=folder)
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -F"
+        free.close()
+        subprocess.run([*server, "start", "-w", "-l", f"{folder}/log", "-o", options], check=True, cwd=folder)
+        yield f"postgresql://zprl@127.0.0.1:{port}/postgres"
+        subprocess.run([*server, "stop", "-m", "immediate"], check=True, cwd=folder)

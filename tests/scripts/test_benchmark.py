@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
+import torch as th
 import yaml
 
-import helpers
 from programs import TINY, TINY_BASE
 from zprl_sb3.benchmark import PlanError, read_plan
 from zprl_sb3.checkpoint import CheckpointError, read_config
@@ -25,7 +25,7 @@ from zprl_sb3.jobs import Job, JobFailed
 from zprl_sb3.locks import holder
 from zprl_sb3.report import read_run
 from zprl_sb3.scripts import cli
-from zprl_sb3.scripts.benchmark import benchmark
+from zprl_sb3.scripts.benchmark import Slots, benchmark
 
 PUSH = {"env": "zprl/Push-v0"}
 
@@ -223,11 +223,6 @@ def test_an_ablation_of_the_base_policy_from_one_command(plan: Any, tmp_path: Pa
     assert (code, text.count(": running")) == (1, 1)
 
 
-@pytest.fixture
-def with_toy_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(helpers.__file__).parent), prepend=os.pathsep)
-
-
 def results(folder: Path) -> dict[str, Any]:
     """Return what the runs of a benchmark have left, without their place."""
     return {
@@ -371,6 +366,19 @@ def test_a_signal_lets_the_runs_save_and_end(
     assert process.wait(timeout=300) == (143 if number == signal.SIGTERM else 130)
     assert "goes on from" in (run / "log.txt").read_text()
     assert holder(run) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"), [(None, ["0", "1"]), ("3,5", ["3", "5"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])]
+)
+def test_gpus_are_those_that_a_scheduler_has_given(
+    visible: str | None, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(th.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Slots(3)._gpus == gpus
 
 
 def test_an_address_needs_the_engine_that_it_is_of(plan: Any, tmp_path: Path, zprl: Any) -> None:

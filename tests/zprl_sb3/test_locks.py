@@ -8,12 +8,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
-from zprl_sb3.locks import LOCK, InUse, holder, locked
+from zprl_sb3.locks import LOCK, InUse, holder, locked, locked_in_turn
 
 
 def test_a_folder_is_held_while_the_block_lasts(tmp_path: Path) -> None:
@@ -51,6 +53,24 @@ def test_a_lock_that_its_holder_has_removed_is_no_lock(tmp_path: Path, monkeypat
     monkeypatch.setattr(fcntl, "flock", removed_first)
     with pytest.raises(InUse), locked(tmp_path):
         raise AssertionError("another process may hold a new one")
+
+
+def test_those_who_wait_hold_a_folder_one_after_another(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def hold(name: str) -> None:
+        with locked_in_turn(tmp_path):
+            order.append(name)
+            time.sleep(0.05)
+            order.append(name)
+
+    threads = [Thread(target=hold, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order[::2] == order[1::2]
+    assert sorted(order) == sorted("aabbcc")
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
