@@ -11,7 +11,7 @@ from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.robot_envs.collection import check_settings
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.sac_policy import SteeringSACPolicy
-from zprl_sb3.settings import flatten, load_settings, parse_override
+from zprl_sb3.settings import AUTO, flatten, load_settings, parse_override
 
 FILE = """
 default:
@@ -134,6 +134,13 @@ def test_an_unknown_setting_in_the_file_is_named_with_its_place(file: str) -> No
 )
 def test_values_of_overrides_are_yaml(text: str, expected: dict[str, Any]) -> None:
     assert parse_override(text) == expected
+
+
+def test_only_lambda_may_be_auto() -> None:
+    assert load_settings("zprl.yml", "zprl/Push-v0", ["scale=auto"])["scale"] == AUTO
+    for change in ("gamma=auto", "scale=automatic", "algorithm.tau=auto"):
+        with pytest.raises(ValueError, match="is a number"):
+            load_settings("zprl.yml", "zprl/Push-v0", [change])
 
 
 @pytest.mark.parametrize("text", ["scale", "=0.3", "", "a..b=1", ".a=1", "a.=1", "x=[1"])

@@ -199,6 +199,8 @@ def test_what_cannot_be_registered_is_named(zoo: Any, policy: Path, tmp_path: Pa
         zoo.register(policy, ["scael=1"])
     with pytest.raises(ValueError, match="cannot follow demonstrations: use `zprl train`"):
         zoo.register(policy, ["demonstrations=some.hdf5"], ["zprl"])
+    with pytest.raises(ValueError, match="cannot follow scale=auto: use `zprl train`"):
+        zoo.register(policy, ["scale=auto"], ["zprl"])
     with pytest.raises(ValueError, match="has no argument 'raech'"):
         zoo.register(policy, ["env_kwargs.raech=1"])
     with pytest.raises(ValueError, match="eval_freq: rl_zoo3 has arguments of its own for that"):
