@@ -21,8 +21,9 @@ import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from zprl_sb3.pretrain.configuration import by_task, compose
 from zprl_sb3.sac import SteeringSAC
-from zprl_sb3.scripts.pretrain import build_policy, by_task, compose
+from zprl_sb3.scripts.pretrain import build_policy
 from zprl_sb3.wrappers import LatentSteeringWrapper
 
 TASK, ACTION_DIM = "zprl/Square-v0", 10
