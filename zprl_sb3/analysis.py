@@ -112,12 +112,16 @@ def maps(
 
 
 def _umap(points: Array, seed: int) -> Array:
-    from umap import UMAP  # 17 s
+    threads = th.get_num_threads()
+    try:
+        from umap import UMAP  # 17 s
 
-    places: Array = UMAP(
-        n_neighbors=min(NEIGHBOURS, len(points) - 1), n_epochs=EPOCHS, random_state=seed, n_jobs=1
-    ).fit_transform(points)
-    return places
+        places: Array = UMAP(
+            n_neighbors=min(NEIGHBOURS, len(points) - 1), n_epochs=EPOCHS, random_state=seed, n_jobs=1
+        ).fit_transform(points)
+        return places
+    finally:
+        th.set_num_threads(threads)  # Numba gives the threads of all OpenMP in the process their number anew.
 
 
 @th.no_grad()

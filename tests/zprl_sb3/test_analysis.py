@@ -95,6 +95,7 @@ def test_a_map_tells_what_is_apart_and_repeats(
     before, _, far = (contexts.loc[contexts["scale"] == scale, ["x", "y"]].to_numpy() for scale in (0.0, 0.5, 1000.0))
     assert np.linalg.norm(before.mean(0) - far.mean(0)) > before.std(0).max() + far.std(0).max()
     assert found.equals(analysis.maps(steering, latents, delta, [0.5, 1000.0], seed=0))
+    assert th.get_num_threads() == 1
     monkeypatch.setattr(analysis, "POINTS", 45)
     assert len(analysis.maps(steering, latents, delta, [0.5, 1.0], seed=0)) == 2 * 3 * 15
 
