@@ -19,7 +19,7 @@ from zprl_sb3.scripts.common import add_device, add_seed, device_of, find_demons
 
 EXAMPLES = """examples:
   zprl calibrate runs/push/policy                              # on the demonstrations that it was pretrained on
-  zprl calibrate runs/push/policy --demos runs/push/demos.hdf5
+  zprl calibrate runs/push/policy --demonstrations runs/push/demos.hdf5
   zprl calibrate runs/push/policy --by-spread                  # a λ for each dimension of z, by its spread
   zprl train --policy runs/push/policy --output runs/push/zprl-0 --set scale=auto
 
@@ -75,11 +75,11 @@ def parser() -> argparse.ArgumentParser:
     parser = new_parser("calibrate", __doc__, EXAMPLES)
     parser.add_argument("policy", help="checkpoint folder of a base policy")
     parser.add_argument(
-        "--demos",
+        "--demonstrations",
         metavar="FILE",
         help="its demonstrations; default: what it was pretrained on, as pretrain.yml beside the checkpoint says",
     )
-    parser.add_argument("--mask", help="only the episodes of this mask of --demos")
+    parser.add_argument("--mask", help="only the episodes of this mask of --demonstrations")
     parser.add_argument("--by-spread", action="store_true", help="a λ for each dimension of z, by its spread")
     parser.add_argument("--output", metavar="FOLDER", help="default: the folder that the checkpoint is in")
     add_seed(parser, text="of the draws of observations, z, Δz and flow noise")
@@ -90,13 +90,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl calibrate``."""
     args = parser().parse_args(argv)
-    if args.mask and not args.demos:
-        raise ValueError("--mask goes with --demos: the policy's own mask is known")
+    if args.mask and not args.demonstrations:
+        raise ValueError("--mask goes with --demonstrations: the policy's own mask is known")
     policy = load_policy(args.policy, device=device_of(args.device))
     try:
-        demos, mask = (Path(args.demos), args.mask) if args.demos else find_demonstrations(args.policy)
+        demos, mask = (
+            (Path(args.demonstrations), args.mask) if args.demonstrations else find_demonstrations(args.policy)
+        )
     except ValueError as error:
-        raise ValueError(f"{error}. Or say which demonstrations to take with --demos FILE") from error
+        raise ValueError(f"{error}. Or say which demonstrations to take with --demonstrations FILE") from error
     print(f"Calibrating λ for {args.policy} on {demos}", flush=True)
     found = calibrate(policy, demos, args.by_spread, mask, args.seed)
     output = Path(args.output) if args.output else Path(args.policy).resolve().parent

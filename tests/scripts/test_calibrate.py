@@ -51,7 +51,9 @@ def test_table_picture_and_numbers_come_from_the_checkpoint_alone(policy: Path, 
 
 
 def test_a_lambda_for_each_dimension_is_shown_and_files_go_elsewhere(policy: Path, tmp_path: Path, zprl: Any) -> None:
-    code, out, _ = zprl("calibrate", policy, "--by-spread", "--demos", demos_of(policy), "--output", tmp_path / "here")
+    code, out, _ = zprl(
+        "calibrate", policy, "--by-spread", "--demonstrations", demos_of(policy), "--output", tmp_path / "here"
+    )
     assert code == 0
     assert "posterior std | λ |" in out
     assert len(json.loads((tmp_path / "here" / "calibration.json").read_text())["steering_scale"]) == 3
@@ -76,8 +78,8 @@ def test_what_cannot_be_found_is_to_be_said(policy: Path, toy_policy: Path, zprl
     code, _, err = zprl("calibrate", toy_policy)
     assert (code, err.count("\n")) == (1, 1)
     assert "pretrain.yml is missing" in err
-    assert "say which demonstrations to take with --demos FILE" in err
-    assert "--mask goes with --demos" in zprl("calibrate", policy, "--mask", "train")[2]
+    assert "say which demonstrations to take with --demonstrations FILE" in err
+    assert "--mask goes with --demonstrations" in zprl("calibrate", policy, "--mask", "train")[2]
 
 
 def test_a_calibrated_run_records_its_lambda_resumes_with_it_and_is_reported(
