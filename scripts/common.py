@@ -20,6 +20,8 @@ PACKAGES = ("zprl-sb3", "torch", "stable-baselines3", "gymnasium", "numpy", "muj
 if TYPE_CHECKING:
     import torch as th
 
+    from zprl_sb3.policy import FlowPolicy
+
 
 def new_parser(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
     """Return an empty argument parser.
@@ -115,6 +117,27 @@ def make_arguments(checkpoint: str | Path, changes: dict[str, Any]) -> dict[str,
                 f"{changes[key]!r}: leave {key} out, or pretrain on demonstrations made with it"
             )
     return {**recorded, **changes}
+
+
+def run_policy(checkpoint: str | Path, settings: dict[str, Any], device: str) -> FlowPolicy:
+    """Return a policy as the settings of a run want it.
+
+    :param checkpoint: The policy's
+    :param settings: As ``hyperparams/zprl.yml`` has them; older runs have no ``sampling_steps``
+    :param device: ``cpu``, ``cuda`` or ``auto``
+    :raises CheckpointError: If it cannot be read
+    """
+    from zprl_sb3.checkpoint import load_policy
+
+    return load_policy(checkpoint, settings["chunk"], device_of(device), settings.get("sampling_steps"))
+
+
+def evaluation_envs(settings: dict[str, Any]) -> int:
+    """Return in how many environments at once the settings of a run evaluate."""
+    from zprl_sb3.evaluation import parallel_envs
+
+    # In processes of their own each takes memory: no more of them than there are to train in.
+    return parallel_envs(settings["eval_episodes"], *([settings["n_envs"]] if settings["subprocess"] else []))
 
 
 def pretraining(checkpoint: str | Path) -> dict[str, Any]:

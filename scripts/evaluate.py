@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from zprl_sb3.checkpoint import load_policy
@@ -20,7 +19,17 @@ from zprl_sb3.files import read_rows, readable, write_json
 from zprl_sb3.learners import RETRAINED, SOE, learner
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.scripts import cli
-from zprl_sb3.scripts.common import add_device, add_seed, at_least, device_of, make_arguments, new_parser, read_yaml
+from zprl_sb3.scripts.common import (
+    add_device,
+    add_seed,
+    at_least,
+    device_of,
+    make_arguments,
+    new_parser,
+    read_yaml,
+    run_policy,
+)
+from zprl_sb3.seeds import FINAL_SEED
 from zprl_sb3.settings import AUTO
 from zprl_sb3.wrappers import EmbeddingSteering, EpisodeVideo, LatentSteering, Steering, make_vec_steering
 from zprl_sb3.wrappers.steering import STEERINGS, NoiseKind
@@ -121,7 +130,7 @@ def evaluate_run(
     recorder = Recorder(model, episodes)
     result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos, subprocess)
     scale = recorded["settings"]["scale"]
-    scale = float(np.mean(steering.scale)) if scale == AUTO else scale
+    scale = steering.mean_scale if scale == AUTO else scale
     result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": scale}
     if load is _retrained:
         result |= {"policy": str(run / RETRAINED), "model": None, "scale": None}
@@ -148,7 +157,7 @@ def load_steered(file: Path, checkpoint: Path, recorded: dict[str, Any], noise: 
     :raises ValueError: If the file is damaged, or the model learned with another policy or λ
     """
     settings = recorded["settings"]
-    policy = load_policy(checkpoint, settings["chunk"], device_of(device), settings.get("sampling_steps"))
+    policy = run_policy(checkpoint, settings, device)
     with readable(file):
         model = learner(settings.get("learner", "sac")).load(file, device=device)
     learned = getattr(model, "steering_spec", None)  # sb3-contrib's know of none
@@ -164,7 +173,7 @@ def _retrained(run: Path, recorded: dict[str, Any], noise: NoiseKind, device: st
     if not (run / RETRAINED).is_dir():
         raise FileNotFoundError(f"{run} has no {RETRAINED}/: it is not a finished run (continue it with `zprl train`)")
     settings = recorded["settings"]
-    policy = load_policy(run / RETRAINED, settings["chunk"], device_of(device), settings["sampling_steps"])
+    policy = run_policy(run / RETRAINED, settings, device)
     return NoSteering(), policy, EmbeddingSteering(policy, scale=1.0, noise=noise)
 
 
@@ -227,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
     parser = new_parser("evaluate", __doc__, EXAMPLES)
     parser.add_argument("what", help="run folder of `zprl train`, or checkpoint folder of a base policy")
     parser.add_argument("--episodes", type=at_least(1), default=200, help="how many; default: %(default)s")
-    add_seed(parser, 100_000, "first episode seed")
+    add_seed(parser, FINAL_SEED, "first episode seed")
     parser.add_argument("--noise", choices=("normal", "zero"), default="normal", help="flow noise of a steered model")
     parser.add_argument(
         "--video",

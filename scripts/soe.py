@@ -16,16 +16,22 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from zprl_sb3.checkpoint import copy_policy, load_policy, read_config
-from zprl_sb3.diagnostics import evaluation_row
-from zprl_sb3.evaluation import NoSteering, parallel_envs
+from zprl_sb3.checkpoint import copy_policy, read_config
+from zprl_sb3.diagnostics import evaluation_row, in_words
+from zprl_sb3.evaluation import NoSteering
 from zprl_sb3.files import read_rows, recovered, write_json, write_rows
 from zprl_sb3.learners import RETRAINED
 from zprl_sb3.locks import locked
-from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.recording import extend_demonstrations, load_episode
-from zprl_sb3.scripts.common import device_of, make_arguments, pretraining, record_run, refuse_other_run
+from zprl_sb3.scripts.common import (
+    evaluation_envs,
+    make_arguments,
+    pretraining,
+    record_run,
+    refuse_other_run,
+    run_policy,
+)
 from zprl_sb3.scripts.pretrain import pretrain
 from zprl_sb3.seeds import EVAL_SEED, training_seed
 from zprl_sb3.settings import NOT_IDENTITY
@@ -56,7 +62,7 @@ def explore(
     """
     output = Path(output)
     _check(settings)
-    policy = _load(policy_path, settings, device)
+    policy = run_policy(policy_path, settings, device)
     run = {"env_id": policy.env_id, "seed": seed, "policy": policy.fingerprint(), "settings": settings}
     refuse_other_run(output / "run.yml", run, ignore=[f"settings.{name}" for name in FREE])
     if recovered(output / RETRAINED).is_dir():
@@ -108,10 +114,6 @@ def _check(settings: dict[str, Any]) -> None:
         raise ValueError("SOE explores by sampling the latent: leave steering and sample_latent as they are")
 
 
-def _load(checkpoint: str | Path, settings: dict[str, Any], device: str) -> FlowPolicy:
-    return load_policy(checkpoint, settings["chunk"], device_of(device), settings["sampling_steps"])
-
-
 def _pretraining(policy_path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration that the base policy was pretrained with."""
     recorded = pretraining(policy_path)
@@ -144,7 +146,7 @@ def _collect(checkpoint: Path, folder: Path, settings: dict[str, Any], budget: i
         return
     shutil.rmtree(folder / "successes", ignore_errors=True)
     (folder / "successes").mkdir(parents=True)
-    policy = _load(checkpoint, settings, device)
+    policy = run_policy(checkpoint, settings, device)
     widening = settings["algorithm"]["widening"]
     steering = LatentSteering(policy, 1.0, sample_latent=True, widening=widening)
     layer = partial(SuccessRecorder, folder=folder / "successes")
@@ -207,12 +209,8 @@ def _note(output: Path, number: int, checkpoint: Path, settings: dict[str, Any],
         return
     collected = [json.loads((output / f"round_{k}" / "collected.json").read_text()) for k in range(1, number + 1)]
     row: dict[str, Any] = {name: sum(counts[name] for counts in collected) for name in ("chunks", "env_steps")}
-    steering = EmbeddingSteering(_load(checkpoint, settings, device), 1.0)
-    n_envs = parallel_envs(settings["eval_episodes"], *([settings["n_envs"]] if settings["subprocess"] else []))
-    with closing(_make_env(steering, checkpoint, settings, {}, n_envs)) as env:
+    steering = EmbeddingSteering(run_policy(checkpoint, settings, device), 1.0)
+    with closing(_make_env(steering, checkpoint, settings, {}, evaluation_envs(settings))) as env:
         row |= evaluation_row(NoSteering(), env, EVAL_SEED, settings["eval_episodes"])
     write_rows(file, [*rows, row])
-    print(
-        f"{row['env_steps']:>8} env steps: success {row['success_rate']:.2f} "
-        f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}] on {settings['eval_episodes']} episodes"
-    )
+    print(in_words(row, settings["eval_episodes"]))

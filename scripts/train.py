@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.logger import configure
@@ -24,8 +23,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from zprl_sb3.background import BackgroundEvaluation
 from zprl_sb3.calibration import calibrate, scale_by_spread
 from zprl_sb3.callbacks import MODEL, SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
-from zprl_sb3.checkpoint import copy_policy, load_policy, read_config
-from zprl_sb3.evaluation import parallel_envs
+from zprl_sb3.checkpoint import copy_policy, read_config
 from zprl_sb3.files import atomic_path, readable, recovered
 from zprl_sb3.interrupts import interrupts_wait
 from zprl_sb3.learners import ALGORITHMS, LEARNERS, OURS, SOE, learner
@@ -39,12 +37,13 @@ from zprl_sb3.scripts.common import (
     add_device,
     add_seed,
     add_settings,
-    device_of,
+    evaluation_envs,
     find_demonstrations,
     make_arguments,
     new_parser,
     record_run,
     refuse_other_run,
+    run_policy,
 )
 from zprl_sb3.seeds import EVAL_SEED, training_seed
 from zprl_sb3.settings import AUTO, NOT_IDENTITY, check_options, load_settings
@@ -87,7 +86,7 @@ def train(
     _check(settings)
     if settings["learner"] == SOE:
         return soe.explore(policy_path, output, seed, settings, device)
-    policy = _load_policy(policy_path, settings, device_of(device))
+    policy = run_policy(policy_path, settings, device)
     if policy.env_id is None:
         raise ValueError(f"{policy_path} does not say which environment it is for")
     run = {"env_id": policy.env_id, "seed": seed, "policy": policy.fingerprint(), "settings": settings}
@@ -146,10 +145,6 @@ def _check(settings: dict[str, Any]) -> None:
     check_options(settings)
 
 
-def _load_policy(path: str | Path, settings: dict[str, Any], device: th.device | str) -> FlowPolicy:
-    return load_policy(path, settings["chunk"], device, settings["sampling_steps"])
-
-
 def _scale(policy: FlowPolicy, policy_path: str | Path, settings: dict[str, Any], snapshot: Path) -> Scale:
     by, auto = settings["scale_by"], settings["scale"] == AUTO
     if by is None and not auto:
@@ -192,18 +187,22 @@ def _make_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, setting
 def _make_eval_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]) -> VecSteering:
     """Return the environments to evaluate in."""
     assert policy.env_id is not None
-    kwargs, subprocess = make_arguments(policy_path, settings["env_kwargs"]), settings["subprocess"]
-    # In processes of their own each takes memory: no more of them than there are to train in.
-    n_envs = parallel_envs(settings["eval_episodes"], *([settings["n_envs"]] if subprocess else []))
+    kwargs = make_arguments(policy_path, settings["env_kwargs"])
     steering = STEERINGS[settings["steering"]](policy, scale)
     return make_vec_steering(
-        policy.env_id, steering, n_envs, settings["gamma"], kwargs, subprocess, seeded_episodes=True
+        policy.env_id,
+        steering,
+        evaluation_envs(settings),
+        settings["gamma"],
+        kwargs,
+        settings["subprocess"],
+        seeded_episodes=True,
     )
 
 
 def _make_eval_env_beside(policy_path: str | Path, scale: Scale, settings: dict[str, Any], device: str) -> VecSteering:
     """Return the same in another process, with a policy of its own."""
-    return _make_eval_env(_load_policy(policy_path, settings, device), policy_path, scale, settings)
+    return _make_eval_env(run_policy(policy_path, settings, device), policy_path, scale, settings)
 
 
 def _evaluation(

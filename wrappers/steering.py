@@ -48,8 +48,7 @@ class Steering(ABC):
     ) -> None:
         if not all(_is_positive(value) for value in (scale if isinstance(scale, (tuple, list)) else [scale])):
             raise ValueError(f"scale (λ) must be a positive number, not {scale!r}")
-        if noise not in ("normal", "zero"):
-            raise ValueError(f"noise is 'normal' or 'zero', not {noise!r}")
+        self._check_noise(noise)
         self.policy: SteerablePolicy = load_policy(policy) if isinstance(policy, (str, Path)) else policy
         if missing := missing_members(self.policy):
             raise TypeError(
@@ -59,6 +58,15 @@ class Steering(ABC):
         self.scale: Scale = tuple(map(float, scale)) if isinstance(scale, (tuple, list)) else float(scale)
         self.noise = noise
         self._crops = len(image_keys(self.policy.observation_shapes)) if random_crop else 0
+
+    def _check_noise(self, noise: str) -> None:
+        if noise not in ("normal", "zero"):
+            raise ValueError(f"noise is 'normal' or 'zero', not {noise!r}")
+
+    @property
+    def mean_scale(self) -> float:
+        """λ, on average where each dimension has its own."""
+        return float(np.mean(self.scale))
 
     @property
     @abstractmethod
@@ -280,14 +288,8 @@ class NoiseSteering(Steering):
 
     kind = "noise"
 
-    def __init__(
-        self,
-        policy: SteerablePolicy | str | Path,
-        scale: Scale,
-        noise: NoiseKind = "normal",
-        random_crop: bool = False,
-    ) -> None:
-        super().__init__(policy, scale, noise, random_crop)
+    def _check_noise(self, noise: str) -> None:
+        super()._check_noise(noise)
         if noise == "zero":
             raise ValueError("noise='zero' leaves nothing to steer: the noise is what is steered")
 

@@ -45,11 +45,6 @@ def deltas(model: PolicyPredictor, latents: OfflineLatents, seed: int) -> dict[s
     return {TRAINED: trained, UNIFORM: uniform}
 
 
-def mean_scale(steering: LatentSteering) -> float:
-    """Return λ, on average where each dimension has its own."""
-    return float(np.mean(steering.scale))
-
-
 def steer(steering: LatentSteering, z: Array, delta: Array, scale: float) -> Array:
     """Return z̃ (N, d) at another λ; where each dimension has its own, they stay in proportion.
 
@@ -57,7 +52,7 @@ def steer(steering: LatentSteering, z: Array, delta: Array, scale: float) -> Arr
     :param delta: Δz (N, d)
     :param scale: λ, on average; 0 for none
     """
-    return z + np.float32(scale / mean_scale(steering)) * steering.step(delta)
+    return z + np.float32(scale / steering.mean_scale) * steering.step(delta)
 
 
 def shift_curves(

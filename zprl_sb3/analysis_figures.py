@@ -19,8 +19,8 @@ from PIL import Image
 from zprl_sb3.analysis import MEASURES, TRAINED, UNIFORM
 from zprl_sb3.files import atomic_path
 from zprl_sb3.guideline import DISPLACEMENT
-from zprl_sb3.report import MOTION
 from zprl_sb3.report_figures import COLORS, plain
+from zprl_sb3.smoothness import SMOOTHNESS
 
 WIDTH, DPI = 7.2, 240  # inches; dots per inch
 PALETTE = 128  # colours of a picture, a third of the bytes of all
@@ -163,7 +163,7 @@ def draw_smoothness(curve: pd.DataFrame, path: Path) -> Path:
     """
     figure = Figure(figsize=(WIDTH, 2.3), layout="constrained")
     before = curve[curve["env_steps"] == 0]
-    for axis, (name, unit) in zip(figure.subplots(1, len(MOTION)), MOTION.items(), strict=True):
+    for axis, (name, unit) in zip(figure.subplots(1, len(SMOOTHNESS)), SMOOTHNESS.items(), strict=True):
         axis.plot(curve["env_steps"], curve[name], color=AFTER, marker="o", markersize=3, label="steered")
         for value in before[name]:
             axis.axhline(value, color=BEFORE, linestyle="--", linewidth=1, label="base policy")

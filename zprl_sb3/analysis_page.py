@@ -12,8 +12,8 @@ import pandas as pd
 from zprl_sb3 import analysis
 from zprl_sb3 import analysis_figures as figures
 from zprl_sb3.files import atomic_path, write_json
-from zprl_sb3.report import MOTION
 from zprl_sb3.report_text import markdown, three_digits
+from zprl_sb3.smoothness import SMOOTHNESS
 
 
 @dataclass
@@ -119,7 +119,8 @@ def _rollout_table(found: Analysis) -> pd.DataFrame:
     for name, result in found.facts["rollouts"].items():
         row = {"policy": name, "success": f"{result['success_rate'] * result['episodes']:.0f} of {result['episodes']}"}
         row |= {
-            f"{motion} ({unit})": three_digits(result.get(motion) or float("nan")) for motion, unit in MOTION.items()
+            f"{motion} ({unit})": three_digits(result.get(motion) or float("nan"))
+            for motion, unit in SMOOTHNESS.items()
         }
         rows.append(row)
     return pd.DataFrame(rows)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.diagnostics import context_moves
 from zprl_sb3.guideline import DISPLACEMENT, RMS_RATIO
-from zprl_sb3.latents import Array, LatentGaussian, OfflineLatents, offline_latents
+from zprl_sb3.latents import Array, LatentGaussian, OfflineLatents, offline_latents, rms
 from zprl_sb3.policy import SteerablePolicy
 from zprl_sb3.wrappers.spec import Scale
 from zprl_sb3.wrappers.steering import normalized
@@ -101,8 +101,8 @@ def calibrate(
     offline = offline_latents(demonstrations, policy, mask, seed=seed)
     dimensions = _dimensions(offline)
     weights = spread_weights(offline) if by_spread else np.ones(len(dimensions["rms"]))
-    rms_z = _rms(dimensions["rms"])
-    slope = RMS_DELTA * _rms(weights) / rms_z  # of the ratio in λ
+    rms_z = rms(dimensions["rms"])
+    slope = RMS_DELTA * rms(weights) / rms_z  # of the ratio in λ
     probe = _Probe(policy, offline, weights, np.random.default_rng(seed))
     rows = [{"scale": ratio / slope, "rms_ratio": ratio} | probe.moved(ratio / slope) for ratio in RATIOS]
     curves = {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -168,12 +168,12 @@ class _Probe:
         steered = self.z + step
         return context_moves(self.policy, self.c, self.z, step) | {
             "mahalanobis": float(self.gaussian.distance(steered).mean()),
-            "action_change": _rms(self._actions(steered, self.noise) - self.actions),
+            "action_change": rms(self._actions(steered, self.noise) - self.actions),
         }
 
     def noise_change(self) -> float:
         """Return by how much other flow noise changes the actions."""
-        return _rms(self._actions(self.z, self.other_noise) - self.actions)
+        return rms(self._actions(self.z, self.other_noise) - self.actions)
 
     def mahalanobis_offline(self) -> tuple[float, float]:
         """Return the median and the 95th percentile of the distances of the latents themselves."""
@@ -196,10 +196,6 @@ def _dimensions(offline: OfflineLatents) -> dict[str, NDArray[np.float64]]:
         "spread": offline.z.std(axis=0, dtype=np.float64),
         "posterior_std": offline.std.mean(axis=0, dtype=np.float64),
     }
-
-
-def _rms(values: NDArray[Any]) -> float:
-    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
 
 
 def _where(curve: NDArray[np.float64], scales: NDArray[np.float64], limit: float) -> float:

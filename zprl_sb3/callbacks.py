@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from zprl_sb3.background import BackgroundEvaluation
-from zprl_sb3.diagnostics import STEERING_COLUMNS, evaluation_row
+from zprl_sb3.diagnostics import STEERING_COLUMNS, evaluation_row, in_words
 from zprl_sb3.files import atomic_path, read_rows, recovered, write_rows
 from zprl_sb3.interrupts import Interrupts
 from zprl_sb3.sac import SteeringSAC
@@ -107,9 +107,8 @@ class SteeringEvalCallback(BaseCallback):
         write_rows(self.path, self.rows)
         if self.verbose:
             print(
-                f"{row['env_steps']:>8} env steps: success {row['success_rate']:.2f} "
-                f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}] on {self.episodes} episodes, "
-                f"mean length {row['mean_length']:.0f}, RMS(λΔz) {row['rms_step']:.2f}, RMS(z) {row['rms_z']:.2f}"
+                f"{in_words(row, self.episodes)}, mean length {row['mean_length']:.0f}, "
+                f"RMS(λΔz) {row['rms_step']:.2f}, RMS(z) {row['rms_z']:.2f}"
             )
 
 

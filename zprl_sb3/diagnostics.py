@@ -128,5 +128,17 @@ def evaluation_row(model: PolicyPredictor, env: VecSteering, seed: int, episodes
     )
 
 
+def in_words(row: Mapping[str, Any], episodes: int) -> str:
+    """Return the line that people read of an evaluation.
+
+    :param row: From :func:`evaluation_row`, with ``env_steps``
+    :param episodes: It was of so many
+    """
+    return (
+        f"{row['env_steps']:>8} env steps: success {row['success_rate']:.2f} "
+        f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}] on {episodes} episodes"
+    )
+
+
 def _number(value: float | None) -> float:
     return math.nan if value is None else value

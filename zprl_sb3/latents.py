@@ -110,6 +110,11 @@ def _frames(episode: Any, steps: Rows, obs_steps: int) -> NDArray[Any]:
     return values if obs_steps > 1 else values[:, 0]
 
 
+def rms(values: NDArray[Any]) -> float:
+    """Return the root mean square of all values, summed in float64."""
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
+
+
 class LatentGaussian:
     """A Gaussian on latents, with the covariance of Ledoit and Wolf.
 

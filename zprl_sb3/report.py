@@ -14,14 +14,13 @@ import pandas as pd
 import yaml
 
 from zprl_sb3.settings import AUTO, METHODS, NOT_IDENTITY, flatten
+from zprl_sb3.smoothness import SMOOTHNESS
 
 TRAINING = ["time/env_steps", "time/total_timesteps", "train/q_mean", "train/delta_rms"]
 NEEDED = ["env_steps", "success_rate", "ci_low", "ci_high"]  # of every row; the other columns may be missing
 BASE_POLICY = "base policy"  # a fact of a run: the fingerprint of its base policy
 FIRST = {"steering": "latent", "learner": "sac"}  # of runs from before there was a choice
 LAST = 5  # evaluations whose mean is the final success
-MOTION = {"velocity": "m/s", "acceleration": "m/s²", "jerk": "m/s³"}
-"""What an evaluation may tell of how smoothly the robot moves, with units."""
 EVALUATIONS = {"steered": "evaluation.json", "steered, zero noise": "evaluation_zero_noise.json"}
 """Files of a run's final evaluations, by what is evaluated."""
 
@@ -194,7 +193,7 @@ def _figures(result: Any, file: Path) -> Figures:
         low, high = result["ci95"]
         figures = {"success": result["success_rate"], "success_low": low, "success_high": high}
         figures |= {key: result[key] for key in ("episodes", "mean_length")}
-        figures |= {key: result[key] for key in ("env_steps", *MOTION) if result.get(key) is not None}
+        figures |= {key: result[key] for key in ("env_steps", *SMOOTHNESS) if result.get(key) is not None}
         return {key: float(value) for key, value in figures.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{file} is not of `zprl evaluate`: {error!r}") from error

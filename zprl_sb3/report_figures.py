@@ -14,9 +14,9 @@ from matplotlib.ticker import EngFormatter
 
 from zprl_sb3.files import atomic_path
 from zprl_sb3.guideline import RMS_RATIO
-from zprl_sb3.report import MOTION
 from zprl_sb3.report_groups import Group, by_environment
 from zprl_sb3.report_statistics import curve_over_seeds
+from zprl_sb3.smoothness import SMOOTHNESS
 
 # Okabe and Ito's palette, which the colour-blind tell apart, with a brown for its yellow.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d", "#8c510a")
@@ -29,7 +29,7 @@ PANELS = {
     "rms_ratio": "RMS(λΔz) / RMS(z)",
     "context_distance": "‖c̃ − c‖₂",
     "train/delta_rms": "RMS(Δz) of the actor",
-    **{name: f"{name} ({unit})" for name, unit in MOTION.items()},
+    **{name: f"{name} ({unit})" for name, unit in SMOOTHNESS.items()},
 }
 
 Looks = Mapping[str, tuple[str, str]]

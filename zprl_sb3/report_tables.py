@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from zprl_sb3.report import MOTION, Base, Figures, Run
+from zprl_sb3.report import Base, Figures, Run
 from zprl_sb3.report_groups import Group, by_environment
 from zprl_sb3.report_statistics import Estimate, Scores, fewest, improvement, iqm, mean_over_seeds
+from zprl_sb3.smoothness import SMOOTHNESS
 
 GOAL = 0.9  # success, of which the paper's Table I tells when it is reached
 SHARES = {"0": 0.0, "⅓": 1 / 3, "⅔": 2 / 3, "1": 1.0}  # of the training, at which the paper's Table II looks
@@ -146,7 +147,7 @@ def smoothness(groups: Iterable[Group]) -> pd.DataFrame:
 
 def _near(run: Run, env_steps: float, within: float) -> dict[str, float] | None:
     """Return the motion at the evaluation that is nearest to so many env steps."""
-    columns = [column for column in MOTION if run.table(column) is not None]
+    columns = [column for column in SMOOTHNESS if run.table(column) is not None]
     table = run.curve.dropna(subset=columns)
     if not columns or table.empty:
         return None

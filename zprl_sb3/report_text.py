@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from zprl_sb3.report import LAST, MOTION
+from zprl_sb3.report import LAST
 from zprl_sb3.report_tables import GOAL, SHARES
+from zprl_sb3.smoothness import SMOOTHNESS
 
 NONE, NAN = "–", float("nan")
 WORDS = ("environment", "method", "policy", "folder", "motion", "P(row > column)")  # columns that are no figures
@@ -111,10 +112,10 @@ def improvement_text(figures: pd.DataFrame) -> pd.DataFrame:
 def smoothness_text(figures: pd.DataFrame) -> pd.DataFrame:
     """Return :func:`~zprl_sb3.report_tables.smoothness` of one environment with a column for each method."""
     rows: list[dict[str, str]] = []
-    for motion in (motion for motion in MOTION if motion in figures):
+    for motion in (motion for motion in SMOOTHNESS if motion in figures):
         for share in SHARES:
             here = figures[figures["share"] == share]
-            row = {"motion": f"{motion} ({MOTION[motion]})", "of training": share}
+            row = {"motion": f"{motion} ({SMOOTHNESS[motion]})", "of training": share}
             row |= {"env steps": env_steps(here["env_steps"].mean())} | dict.fromkeys(figures["method"], NONE)
             rows.append(
                 row | {method: three_digits(value) for method, value in zip(here["method"], here[motion], strict=True)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-EVAL_SEED = 50_000  # of the episodes of the learning curve; `zprl evaluate` uses others
+EVAL_SEED = 50_000  # of the episodes of the learning curve
+FINAL_SEED = 100_000  # of those of final evaluations, which nothing was chosen by
 FIRST_TRAINING_SEED = 2**32  # evaluations use smaller ones
 
 

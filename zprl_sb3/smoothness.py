@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SMOOTHNESS = ("velocity", "acceleration", "jerk")
-"""First to third difference; m/s, m/s² and m/s³."""
+SMOOTHNESS = {"velocity": "m/s", "acceleration": "m/s²", "jerk": "m/s³"}
+"""First to third difference, with their units."""
 
 
 def smoothness(episodes: Sequence[NDArray[Any]], dt: float) -> dict[str, float]:

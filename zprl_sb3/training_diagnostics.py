@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from zprl_sb3.diagnostics import Array, steering_diagnostics
 from zprl_sb3.guideline import DISPLACEMENT, RMS_RATIO, TOLERANCE, Guard
-from zprl_sb3.latents import LatentGaussian, offline_latents
+from zprl_sb3.latents import LatentGaussian, offline_latents, rms
 from zprl_sb3.returns import Episodes, first_values
 from zprl_sb3.wrappers import LatentSteering, find_spec, find_steering
 
@@ -71,7 +71,7 @@ class SteeringDiagnostics(BaseCallback):
         self._steered, self._latest = [], self.model.num_timesteps
         if self.demonstrations is not None and isinstance(self._steering, LatentSteering):
             z = offline_latents(self.demonstrations, self._steering.policy, self.mask).z
-            self._gaussian, self._rms_offline = LatentGaussian(z), _rms(z)
+            self._gaussian, self._rms_offline = LatentGaussian(z), rms(z)
 
     def _on_step(self) -> bool:
         # Callbacks run before the last observation is replaced by the next one.
@@ -98,7 +98,7 @@ class SteeringDiagnostics(BaseCallback):
         c, z, delta = (np.concatenate(parts) for parts in zip(*self._steered, strict=True))
         self._steered = []
         values = steering_diagnostics(self._steering, {"c": c, "z": z}, delta)
-        values |= {"rms_delta": _rms(delta), "saturation": float((np.abs(delta) >= SATURATED).mean())}
+        values |= {"rms_delta": rms(delta), "saturation": float((np.abs(delta) >= SATURATED).mean())}
         if self._gaussian is not None:
             values["mahalanobis"] = float(self._gaussian.distance(z + self._steering.step(delta)).mean())
         return values
@@ -112,7 +112,7 @@ class SteeringDiagnostics(BaseCallback):
 
     def _advise(self, values: dict[str, float], chunks: int) -> None:
         ratio = values["rms_step"] / (self._rms_offline or values["rms_z"])
-        scale, displacement = float(np.mean(self._steering.scale)), values["displacement"]
+        scale, displacement = self._steering.mean_scale, values["displacement"]
         least, most = RMS_RATIO
         size = f"RMS(λΔz)/RMS(z) is {ratio:.2f}, {least} to {most} is advised. If success"
         if self._large.is_due(ratio, chunks):
@@ -126,10 +126,6 @@ class SteeringDiagnostics(BaseCallback):
             )
 
     def _tell(self, advice: str) -> None:
-        text = f"{advice}. Now λ is {np.mean(self._steering.scale):.2g}; `zprl calibrate` shows what each λ does"
+        text = f"{advice}. Now λ is {self._steering.mean_scale:.2g}; `zprl calibrate` shows what each λ does"
         print(f"Warning after {self.num_timesteps} chunks: {text}")
         self.logger.record("rollout/advice", text, exclude=("csv", "json", "stdout", "log"))
-
-
-def _rms(values: Array) -> float:
-    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
