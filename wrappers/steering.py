@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,11 +83,11 @@ class Steering(ABC):
         return _nothing()
 
     def _draw_noise(self, rng: Generator) -> Array:
-        """Return the random numbers that one environment's next chunk needs: the flow noise w (T, A)."""
+        """Return the random numbers that one environment's next chunk needs: the flow noise w, (T, A) of a flow."""
         return self._flow_noise(rng)
 
     def _flow_noise(self, rng: Generator) -> Array:
-        shape = (self.policy.horizon, self.policy.action_dim)
+        shape = self.policy.noise_shape
         return np.zeros(shape, np.float32) if self.noise == "zero" else rng.standard_normal(shape, np.float32)
 
     def _condition(self, context: th.Tensor) -> th.Tensor:
@@ -283,7 +284,7 @@ class NoiseSteering(Steering):
     A schedule of few sampling steps nearly forgets its noise, and steering it then changes little: give the policy
     eight or more (``load_policy(..., sampling_steps=8)``). The base policy is not at Δ = 0 but at w ~ N(0, I).
 
-    :raises ValueError: For ``noise="zero"``, and as in :class:`Steering`
+    :raises ValueError: For ``noise="zero"`` and a policy without noise, and as in :class:`Steering`
     """
 
     kind = "noise"
@@ -295,8 +296,14 @@ class NoiseSteering(Steering):
 
     @property
     def anchor_dim(self) -> int:
-        """Size of the flow noise, T * A."""
-        return self.policy.horizon * self.policy.action_dim
+        """Size of the flow noise, T * A.
+
+        :raises ValueError: If the policy takes no noise
+        """
+        size = math.prod(self.policy.noise_shape)
+        if not size:
+            raise ValueError("The actions of this policy follow from its context alone: it has no noise to steer")
+        return size
 
     def _draw_noise(self, rng: Generator) -> Array:
         return _nothing()
@@ -305,7 +312,7 @@ class NoiseSteering(Steering):
         return context.new_zeros(len(context), self.anchor_dim)
 
     def _generate(self, context: th.Tensor, steered: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        return self.policy.act(self._condition(context), steered.view(len(steered), -1, self.policy.action_dim))
+        return self.policy.act(self._condition(context), steered.view(len(steered), *self.policy.noise_shape))
 
     @th.no_grad()
     def chunk(self, context: th.Tensor, delta: th.Tensor) -> th.Tensor:

@@ -95,7 +95,7 @@ def maps(
     """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(latents))[: POINTS // (1 + len(scales))])
-    noise = rng.standard_normal((len(rows), steering.policy.horizon, steering.policy.action_dim), np.float32)
+    noise = rng.standard_normal((len(rows), *steering.policy.noise_shape), np.float32)
     contexts = [decode(steering, steer(steering, latents.z[rows], delta[rows], scale)) for scale in (0.0, *scales)]
     spaces = {"context": contexts, "actions": [executed(steering, c, noise) for c in contexts]}
     tables: list[pd.DataFrame] = []

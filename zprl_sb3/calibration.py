@@ -158,7 +158,7 @@ class _Probe:
         rows = rng.permutation(len(offline))[:DECODED]
         self.c, self.z = offline.c[rows], offline.z[rows]
         self.delta = (weights * rng.uniform(-1, 1, self.z.shape)).astype(np.float32)
-        shape = (min(len(rows), ACTED), policy.horizon, policy.action_dim)
+        shape = (min(len(rows), ACTED), *policy.noise_shape)
         self.noise, self.other_noise = (rng.standard_normal(shape, np.float32) for _ in range(2))
         self.actions = self._actions(self.z, self.noise)
 

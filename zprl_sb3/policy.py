@@ -61,6 +61,11 @@ class SteerablePolicy(PolicyInterface, Protocol):
         ...
 
     @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise that one prediction takes: (T, A) for a flow, (0,) for a policy without any."""
+        ...
+
+    @property
     def context_dim(self) -> int:
         """C, size of the context."""
         ...
@@ -87,7 +92,7 @@ class SteerablePolicy(PolicyInterface, Protocol):
     def act(
         self, condition: th.Tensor, noise: th.Tensor | None = None, generator: th.Generator | None = None
     ) -> th.Tensor:
-        """Return the action chunk (B, T, A) for a condition (B, C) and noise (B, T, A), drawn where it is None."""
+        """Return actions (B, T, A) for a condition (B, C) and noise (B, *noise_shape), drawn where it is None."""
         ...
 
     def fingerprint(self) -> str:
@@ -178,6 +183,7 @@ class FlowPolicy(nn.Module):
         self.vector_keys = sorted(set(config.observation_shapes) - set(self.image_keys))
         self.action_dim, self.horizon, self.chunk = config.action_dim, config.horizon, config.chunk
         self.obs_steps = config.obs_steps
+        self.noise_shape = (config.horizon, config.action_dim)
         vector_dim = sum(config.observation_shapes[key][0] for key in self.vector_keys)
         self.obs_normalizer = Normalizer(vector_dim)
         self.action_normalizer = Normalizer(config.action_dim)
@@ -233,8 +239,7 @@ class FlowPolicy(nn.Module):
         :param generator: For that draw
         """
         if noise is None:
-            shape = (len(condition), self.horizon, self.action_dim)
-            noise = th.randn(shape, generator=generator, device=condition.device)
+            noise = th.randn((len(condition), *self.noise_shape), generator=generator, device=condition.device)
         return self.action_normalizer.inverse(sample(self.unet, noise, condition, self.config.sampling_steps))
 
     def fingerprint(self) -> str:

@@ -65,7 +65,7 @@ class Half:
 
 @pytest.mark.parametrize("kind", [LatentSteering, EmbeddingSteering])
 def test_an_object_that_is_no_policy_is_refused_with_all_that_it_lacks(kind: type[Steering]) -> None:
-    lacking = "observation_shapes, obs_steps, env_id, horizon, context_dim, device, act, fingerprint"
+    lacking = "observation_shapes, obs_steps, env_id, horizon, noise_shape, context_dim, device, act, fingerprint"
     with pytest.raises(TypeError, match=rf"^Half cannot be steered: it lacks {lacking} \("):
         kind(Half(), 0.5)  # type: ignore[arg-type]
 

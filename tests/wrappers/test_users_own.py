@@ -18,6 +18,7 @@ from zprl_sb3.wrappers import (
     EmbeddingSteering,
     LatentSteering,
     LatentSteeringWrapper,
+    NoiseSteering,
     SteeringWrapper,
     make_vec_steering,
 )
@@ -27,7 +28,7 @@ class Straight:
     """A policy of someone else's: it goes straight to the goal, whatever the noise."""
 
     observation_shapes, context_dim, action_dim = {"state": (4,)}, 4, 2
-    obs_steps, horizon, chunk = 1, 3, 2
+    obs_steps, horizon, chunk, noise_shape = 1, 3, 2, (0,)
     env_id = bottleneck = None
     device = th.device("cpu")
 
@@ -50,8 +51,13 @@ def test_a_policy_of_someone_elses_is_steered() -> None:
     np.testing.assert_allclose(moved["c"][:2], start + 0.4 * np.clip(goal - start, -1, 1), atol=1e-6)
 
 
+def test_noise_that_there_is_not_cannot_be_steered() -> None:
+    with pytest.raises(ValueError, match="it has no noise to steer"):
+        SteeringWrapper(gym.make(POINT), NoiseSteering(Straight(), 0.5))
+
+
 def test_an_object_that_is_no_policy_is_refused_with_all_that_it_lacks() -> None:
-    lacking = "obs_steps, chunk, env_id, horizon, context_dim, bottleneck, device, embed, act, fingerprint"
+    lacking = "obs_steps, chunk, env_id, horizon, noise_shape, context_dim, bottleneck, device, embed, act, fingerprint"
     with pytest.raises(TypeError, match=f"lacks observation_shapes, action_dim, {lacking}"):
         LatentSteeringWrapper(gym.make(POINT), object(), 0.5)  # type: ignore[arg-type]
 
