@@ -174,8 +174,8 @@ def test_a_policy_lacks_what_the_protocol_names_and_it_does_not_have() -> None:
         def embed(self, obs: Any) -> Any:
             return obs
 
-    everything = {"observation_shapes", "action_dim", "obs_steps", "chunk", "env_id", "horizon", "context_dim"} | {
-        "bottleneck", "device", "embed", "act", "fingerprint"
+    everything = {"observation_shapes", "action_dim", "obs_steps", "chunk", "env_id", "horizon", "noise_shape"} | {
+        "context_dim", "bottleneck", "device", "embed", "act", "fingerprint"
     }  # fmt: skip
     assert set(missing_members(object())) == everything
     assert set(missing_members(Half())) == everything - {"action_dim", "bottleneck", "embed"}
