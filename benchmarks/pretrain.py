@@ -37,7 +37,8 @@ from zprl_sb3.flow import flow_loss, sample_times, without_gradients
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.acceleration import compiled
 from zprl_sb3.pretrain.configuration import by_task, compose
-from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
+from zprl_sb3.pretrain.loop import TrainingConfig
+from zprl_sb3.pretrain.trainer import Trainer
 from zprl_sb3.pretrain.windows import Windows
 from zprl_sb3.scripts.pretrain import build_policy
 from zprl_sb3.vision import MEAN, STD
@@ -130,7 +131,9 @@ def usual_losses(
     imitation = flow_loss(policy.unet, actions, noise, times, context)
     assert policy.bottleneck is not None
     velocity, weights = without_gradients(policy.unet), (config.beta, config.reconstruction)
-    losses = bottleneck_loss(policy.bottleneck, velocity, context, actions, noise, times, *weights, latent)
+    losses = bottleneck_loss(
+        policy.bottleneck, context, lambda c: flow_loss(velocity, actions, noise, times, c), *weights, latent
+    )
     return {"imitation": imitation, **losses, "total": imitation + losses["total"]}
 
 

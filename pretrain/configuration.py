@@ -35,10 +35,14 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items() if key != "hydra"}
 
 
-def readable_error(error: Exception) -> ValueError:
-    """Return what Hydra complains of in a line."""
+def readable_error(error: Exception, program: str = "pretrain") -> ValueError:
+    """Return what Hydra complains of in a line.
+
+    :param error: Hydra's
+    :param program: The program that was called
+    """
     reasons = [str(each).splitlines()[0] for each in (error, error.__cause__) if each is not None]
-    return ValueError(f"{': '.join(reasons)} (`zprl pretrain --help` shows all settings)")
+    return ValueError(f"{': '.join(reasons)} (`zprl {program} --help` shows all settings)")
 
 
 def by_task(settings: dict[str, Any], env_id: str) -> dict[str, Any]:

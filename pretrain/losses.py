@@ -9,14 +9,14 @@ from torch import nn
 
 from zprl_sb3.bottleneck import bottleneck_loss
 from zprl_sb3.flow import Velocity, flow_loss, sample_times, without_gradients
-from zprl_sb3.policy import FlowPolicy, Observation
+from zprl_sb3.policy import FlowPolicy, Observation, SteerablePolicy, image_keys
 
 
 class Draws(NamedTuple):
     """The random numbers of a batch, drawn before it is computed: whoever computes only a part of it draws the same.
 
     :param windows: Their numbers, (B,)
-    :param noise: w (B, T, A)
+    :param noise: w (B, T, A), or of whatever shape the policy's noise has
     :param times: k (B,)
     :param latent: Noise of the sampled z, (B, d)
     :param where: Where to crop the images, (B, K, 2); None: the centre
@@ -33,10 +33,10 @@ class Draws(NamedTuple):
         return Draws(*(None if numbers is None else numbers[rows] for numbers in self))  # type: ignore[arg-type]
 
 
-def draw(policy: FlowPolicy, windows: int, batch_size: int, device: th.device) -> Draws:
+def draw(policy: SteerablePolicy, windows: int, batch_size: int, device: th.device) -> Draws:
     """Draw a batch from torch's generator of a device.
 
-    :param policy: Says which sizes
+    :param policy: Says which sizes; with its bottleneck
     :param windows: How many there are to choose from
     :param batch_size: B
     :param device: Where the numbers shall be
@@ -44,10 +44,10 @@ def draw(policy: FlowPolicy, windows: int, batch_size: int, device: th.device) -
     assert policy.bottleneck is not None
     return Draws(
         windows=th.randint(windows, (batch_size,), device=device),
-        noise=th.randn(batch_size, policy.horizon, policy.action_dim, device=device),
+        noise=th.randn(batch_size, *policy.noise_shape, device=device),
         times=sample_times(batch_size, device),
         latent=th.randn(batch_size, policy.bottleneck.latent_dim, device=device),
-        where=th.rand(batch_size, len(policy.image_keys), 2, device=device),
+        where=th.rand(batch_size, len(image_keys(policy.observation_shapes)), 2, device=device),
     )
 
 
@@ -81,7 +81,12 @@ class OfflineLosses(nn.Module):
         imitation = flow_loss(self._mixed(policy.unet), actions, noise, times, context)
         velocity = self._mixed(without_gradients(policy.unet))
         losses = bottleneck_loss(
-            policy.bottleneck, velocity, context, actions, noise, times, self.beta, self.reconstruction, draws.latent
+            policy.bottleneck,
+            context,
+            lambda decoded: flow_loss(velocity, actions, noise, times, decoded),
+            self.beta,
+            self.reconstruction,
+            draws.latent,
         )
         return {"imitation": imitation, **losses, "total": imitation + losses["total"]}
 

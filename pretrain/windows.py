@@ -56,7 +56,12 @@ def _rows(values: th.Tensor, rows: th.Tensor) -> th.Tensor:
 
 
 def cut_windows(
-    demos: Demonstrations, episodes: list[int], obs_steps: int, horizon: int, device: th.device | str = "cpu"
+    demos: Demonstrations,
+    episodes: list[int],
+    obs_steps: int,
+    horizon: int,
+    device: th.device | str = "cpu",
+    first: int = 0,
 ) -> Windows:
     """Cut the windows of some episodes.
 
@@ -65,12 +70,13 @@ def cut_windows(
     :param obs_steps: n, frames of history
     :param horizon: T, actions per window
     :param device: Where the data shall lie, as far as it has room
+    :param first: The first of these actions, counted from the present step; below 0 for past ones
     """
     device = th.device(device)
     lengths = [len(demos.actions[k]) for k in episodes]
     starts = np.cumsum([0, *lengths[:-1]])
     frames = [_numbers(start, length, 1 - obs_steps, obs_steps) for start, length in zip(starts, lengths, strict=True)]
-    targets = [_numbers(start, length, 0, horizon) for start, length in zip(starts, lengths, strict=True)]
+    targets = [_numbers(start, length, first, horizon) for start, length in zip(starts, lengths, strict=True)]
     chosen = {key: [values[k] for k in episodes] for key, values in demos.observations.items()}
     home = device if _fits(chosen, device) else th.device("cpu")
     return Windows(

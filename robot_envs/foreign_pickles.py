@@ -6,7 +6,7 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +53,21 @@ class Stub:
         self.items[len(self.items)] = value
 
 
-def read_foreign_pickle(path: str | Path) -> Any:
+def read_foreign_pickle(path: str | Path, packages: Collection[str] | None = None) -> Any:
     """Return what is in a pickle: what ``np.asarray`` takes for arrays and tensors, a :class:`Stub` for other objects.
 
     :param path: The file, written by Python 2 or 3
-    :raises UnsafePickleError: If it names anything but the classes of policies, torch and NumPy
+    :param packages: Packages whose classes it may mention, which become stubs; default: :data:`STAND_INS`
+    :raises UnsafePickleError: If it names anything but the classes of these packages, and NumPy's arrays
     :raises ValueError: If it is damaged or no pickle
     """
-    return _read(io.BytesIO(Path(path).read_bytes()), str(path))
+    return _read(io.BytesIO(Path(path).read_bytes()), str(path), STAND_INS if packages is None else packages)
 
 
-def _read(file: io.BytesIO, name: str) -> Any:
+def _read(file: io.BytesIO, name: str, packages: Collection[str]) -> Any:
     try:
         # Strings of Python 2 may be bytes, which NumPy takes back from this encoding only.
-        return _Unpickler(file, encoding="latin1").load()
+        return _Unpickler(file, packages).load()
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{name} is refused: {error}") from error
     except Exception as error:  # A damaged pickle raises whatever its stray instructions do.
@@ -74,13 +75,16 @@ def _read(file: io.BytesIO, name: str) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, packages: Collection[str]) -> None:
+        super().__init__(file, encoding="latin1")
+        self._packages = packages
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in KNOWN:
             function = KNOWN[module, name]
             # A new one each time: a pickle may set attributes, such as defaults, of what it is given.
             return lambda *arguments: function(*arguments)
-        root = module.partition(".")[0]
-        if root in STAND_INS or (module, name) in INERT:
+        if any(f"{module}.".startswith(f"{package}.") for package in self._packages) or (module, name) in INERT:
             return type(name, (Stub,), {"origin": f"{module}.{name}"})
         raise UnsafePickleError(f"it asks for {module}.{name}")
 
@@ -94,7 +98,7 @@ DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8", "
 def _storage_of_bytes(content: bytes | str) -> Array:
     """Return a storage of torch from the bytes of ``torch.save``: five pickles, its length, its values."""
     file = io.BytesIO(content.encode("latin1") if isinstance(content, str) else content)
-    _, _, _, (_, kind, _, _, size, _), _ = (_Unpickler(file, encoding="latin1").load() for _ in range(5))
+    _, _, _, (_, kind, _, _, size, _), _ = (_Unpickler(file, STAND_INS).load() for _ in range(5))
     values = np.frombuffer(file.read()[8:], DTYPES[kind.__name__])
     if len(values) != size:
         raise ValueError(f"a tensor of {size} values has {len(values)}")
@@ -173,6 +177,13 @@ def _numbers(kind: StoredType, content: bytes | str) -> Array:
     return np.frombuffer(content.encode("latin1") if isinstance(content, str) else content, kind.dtype())
 
 
+def _array_of_buffer(content: bytes, kind: StoredType, shape: Sequence[int], order: str, *_: Any) -> Array:
+    """Return an array from how protocol 5 writes it."""
+    if min(shape, default=0) < 0:
+        raise ValueError(f"an array has the shape {shape}")
+    return _numbers(kind, content).reshape(shape, order="F" if order == "F" else "C")
+
+
 def _scalar(kind: StoredType, content: bytes | str) -> Any:
     return _numbers(kind, content)[0]
 
@@ -180,6 +191,7 @@ def _scalar(kind: StoredType, content: bytes | str) -> Any:
 KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): StoredArray for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _array_of_buffer for core in ("core", "_core")},
     ("numpy", "dtype"): StoredType,
     ("_codecs", "encode"): _bytes,
     ("torch.storage", "_load_from_bytes"): _storage_of_bytes,

@@ -17,6 +17,7 @@ PROGRAMS = {
     "collect": "demonstrations from imperfect scripted demonstrators -> HDF5 in robomimic's layout",
     "convert": "robomimic's or Minari's data sets -> demonstrations for pretrain",
     "pretrain": "demonstrations -> frozen flow policy with a bottleneck",
+    "attach": "a frozen policy of any kind and demonstrations -> the same policy with a bottleneck",
     "calibrate": "a base policy and its demonstrations -> a λ to start from, as a table and a picture",
     "train": "frozen policy -> steered policy, with SteeringSAC",
     "evaluate": "success of a base or steered policy on fixed episodes, as JSON",

@@ -20,7 +20,7 @@ PACKAGES = ("zprl-sb3", "torch", "stable-baselines3", "gymnasium", "numpy", "muj
 if TYPE_CHECKING:
     import torch as th
 
-    from zprl_sb3.policy import FlowPolicy
+    from zprl_sb3.policy import SteerablePolicy
 
 
 def new_parser(program: str, description: str | None, examples: str = "") -> argparse.ArgumentParser:
@@ -119,7 +119,7 @@ def make_arguments(checkpoint: str | Path, changes: dict[str, Any]) -> dict[str,
     return {**recorded, **changes}
 
 
-def run_policy(checkpoint: str | Path, settings: dict[str, Any], device: str) -> FlowPolicy:
+def run_policy(checkpoint: str | Path, settings: dict[str, Any], device: str) -> SteerablePolicy:
     """Return a policy as the settings of a run want it.
 
     :param checkpoint: The policy's

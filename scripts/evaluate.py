@@ -17,7 +17,7 @@ from zprl_sb3.diagnostics import Recorder
 from zprl_sb3.evaluation import NoSteering, evaluate, parallel_envs
 from zprl_sb3.files import read_rows, readable, write_json
 from zprl_sb3.learners import RETRAINED, SOE, learner
-from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.policy import SteerablePolicy
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import (
     add_device,
@@ -137,7 +137,7 @@ def evaluate_run(
     return result | {"steering": recorder.diagnose(steering), "env_steps": _env_steps(run)}
 
 
-Loaded = tuple[PolicyPredictor, FlowPolicy, Steering]
+Loaded = tuple[PolicyPredictor, SteerablePolicy, Steering]
 
 
 def _steered(run: Path, recorded: dict[str, Any], noise: NoiseKind, device: str) -> Loaded:
@@ -183,7 +183,7 @@ def _env_steps(run: Path) -> int:
 
 def _evaluate(
     predictor: NoSteering | Recorder,
-    policy: FlowPolicy,
+    policy: SteerablePolicy,
     steering: Steering,
     episodes: int,
     seed: int,

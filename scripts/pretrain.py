@@ -20,11 +20,12 @@ from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.checkpoint import save_policy
 from zprl_sb3.files import recovered, write_json
 from zprl_sb3.locks import locked
-from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, image_keys
+from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, SteerablePolicy, image_keys
 from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
+from zprl_sb3.pretrain.loop import TrainingConfig
 from zprl_sb3.pretrain.processes import Processes, local_device, processes
-from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
+from zprl_sb3.pretrain.trainer import Trainer
 from zprl_sb3.pretrain.windows import cut_windows, split_episodes
 from zprl_sb3.robot_envs.collection import check_version
 from zprl_sb3.scripts import cli
@@ -119,7 +120,7 @@ def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
     return policy
 
 
-def check_environment(demos: Demonstrations, policy: FlowPolicy, needed: bool) -> None:
+def check_environment(demos: Demonstrations, policy: SteerablePolicy, needed: bool) -> None:
     """Compare demonstrations with the environment that they name, before any training.
 
     :param demos: The demonstrations

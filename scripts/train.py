@@ -29,7 +29,7 @@ from zprl_sb3.interrupts import interrupts_wait
 from zprl_sb3.learners import ALGORITHMS, LEARNERS, OURS, SOE, learner
 from zprl_sb3.locks import locked
 from zprl_sb3.offline import demonstration_buffer
-from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.policy import SteerablePolicy
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import cli, soe
@@ -100,7 +100,7 @@ def train(
     return model_path
 
 
-def _run(policy: FlowPolicy, policy_path: str | Path, output: Path, run: dict[str, Any], device: str) -> None:
+def _run(policy: SteerablePolicy, policy_path: str | Path, output: Path, run: dict[str, Any], device: str) -> None:
     settings, seed, model_path = run["settings"], run["seed"], output / "model.zip"
     scale = _scale(policy, policy_path, settings, recovered(output / "snapshot"))
     found = {} if scale == settings["scale"] else {"scale": list(scale) if isinstance(scale, tuple) else scale}
@@ -145,7 +145,7 @@ def _check(settings: dict[str, Any]) -> None:
     check_options(settings)
 
 
-def _scale(policy: FlowPolicy, policy_path: str | Path, settings: dict[str, Any], snapshot: Path) -> Scale:
+def _scale(policy: SteerablePolicy, policy_path: str | Path, settings: dict[str, Any], snapshot: Path) -> Scale:
     by, auto = settings["scale_by"], settings["scale"] == AUTO
     if by is None and not auto:
         scale: Scale = settings["scale"]
@@ -174,7 +174,7 @@ def _words(scale: Scale) -> str:
     return f"{min(scale):.2g} to {max(scale):.2g}, {sum(scale) / len(scale):.2g} on average,"
 
 
-def _make_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]) -> VecSteering:
+def _make_env(policy: SteerablePolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]) -> VecSteering:
     """Return the environments to train in."""
     assert policy.env_id is not None
     kwargs = make_arguments(policy_path, settings["env_kwargs"] | settings["train_env_kwargs"])
@@ -184,7 +184,9 @@ def _make_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, setting
     )
 
 
-def _make_eval_env(policy: FlowPolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]) -> VecSteering:
+def _make_eval_env(
+    policy: SteerablePolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]
+) -> VecSteering:
     """Return the environments to evaluate in."""
     assert policy.env_id is not None
     kwargs = make_arguments(policy_path, settings["env_kwargs"])
@@ -206,7 +208,7 @@ def _make_eval_env_beside(policy_path: str | Path, scale: Scale, settings: dict[
 
 
 def _evaluation(
-    policy: FlowPolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]
+    policy: SteerablePolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]
 ) -> VecSteering | BackgroundEvaluation:
     if not settings["eval_beside"]:
         return _make_eval_env(policy, policy_path, scale, settings)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from zprl_sb3.flow import Velocity, flow_loss
 from zprl_sb3.networks import mlp
 
 
@@ -68,35 +68,31 @@ def kl_divergence(mean: th.Tensor, log_var: th.Tensor) -> th.Tensor:
 
 def bottleneck_loss(
     bottleneck: Bottleneck,
-    velocity: Velocity,
     context: th.Tensor,
-    actions: th.Tensor,
-    noise: th.Tensor,
-    times: th.Tensor,
+    generator_loss: Callable[[th.Tensor], th.Tensor],
     beta: float,
     reconstruction: float,
     latent_noise: th.Tensor | None = None,
 ) -> dict[str, th.Tensor]:
-    """Flow loss through the decoder + beta KL + reconstruction error of c. Trains the bottleneck and nothing else.
+    """The generator's loss through the decoder + beta KL + reconstruction error of c. Trains only the bottleneck.
 
-    The context is detached here; ``velocity`` must not pass gradients to the generator's weights (see
+    The context is detached here; ``generator_loss`` must not pass gradients to the generator's weights (see
     :func:`zprl_sb3.flow.without_gradients`), so the policy learns as if the bottleneck were not there.
 
     :param context: c (B, C)
-    :param actions: Normalised chunk (B, T, A)
-    :param noise: w (B, T, A), the one of the imitation loss
-    :param times: k (B,), those of the imitation loss
+    :param generator_loss: Loss of the actions that a decoded latent (B, C) leads to; with flow matching
+        ||v(a^k, k, g(z)) - (w - a)||^2, with noise and times of the imitation loss
     :param beta: Weight of the KL (paper: 1e-4 ... 2e-4)
     :param reconstruction: Weight of the mean squared error between g(z) and c (authors' code: 0.01)
     :param latent_noise: (B, d) for the sample of z; drawn from a standard normal where None
-    :return: ``flow``, ``kl``, ``reconstruction`` and their weighted sum ``total``
+    :return: ``bottleneck`` (the generator's loss), ``kl``, ``reconstruction`` and their weighted sum ``total``
     """
     context = context.detach()
     mean, log_var = bottleneck.posterior(context)
     if latent_noise is None:
         latent_noise = th.randn_like(mean)
     decoded = bottleneck.decode(mean + (0.5 * log_var).exp() * latent_noise)
-    flow = flow_loss(velocity, actions, noise, times, decoded)
+    loss = generator_loss(decoded)
     kl = kl_divergence(mean, log_var)
     error = F.mse_loss(decoded, context)
-    return {"flow": flow, "kl": kl, "reconstruction": error, "total": flow + beta * kl + reconstruction * error}
+    return {"bottleneck": loss, "kl": kl, "reconstruction": error, "total": loss + beta * kl + reconstruction * error}

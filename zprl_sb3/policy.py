@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch as th
 from torch import nn
 
 from zprl_sb3.bottleneck import Bottleneck
-from zprl_sb3.flow import sample
+from zprl_sb3.flow import flow_loss, sample, time_grid
 from zprl_sb3.networks import ConditionalUnet1d, mlp
 from zprl_sb3.normalizer import Normalizer
 from zprl_sb3.vision import ImageEncoder
@@ -219,6 +219,14 @@ class FlowPolicy(nn.Module):
             parts.append(self.encoder(self.obs_normalizer(vectors)))
         return th.cat(parts, dim=-1).flatten(start_dim=1)
 
+    def set_sampling_steps(self, steps: int) -> None:
+        """Let the sampler take so many steps.
+
+        :raises ValueError: If there is none
+        """
+        time_grid(steps)
+        self.config = replace(self.config, sampling_steps=steps)
+
     @th.no_grad()
     def embed(self, obs: Observation, where: th.Tensor | None = None) -> th.Tensor:
         """Return c (B, C).
@@ -241,6 +249,28 @@ class FlowPolicy(nn.Module):
         if noise is None:
             noise = th.randn((len(condition), *self.noise_shape), generator=generator, device=condition.device)
         return self.action_normalizer.inverse(sample(self.unet, noise, condition, self.config.sampling_steps))
+
+    @property
+    def target_steps(self) -> range:
+        """The steps, counted from the present one, of the actions that :meth:`imitation_loss` compares with."""
+        return range(self.horizon)
+
+    def fit_context(self, context: th.Tensor) -> th.Tensor:
+        """Return contexts (N, C) as they are: this policy's own are made of normalised observations."""
+        return context
+
+    def imitation_loss(
+        self, condition: th.Tensor, context: th.Tensor, actions: th.Tensor, noise: th.Tensor, times: th.Tensor
+    ) -> th.Tensor:
+        """Return the flow-matching loss of conditions (B, C), for a frozen policy that a bottleneck is attached to.
+
+        :param condition: c through the bottleneck
+        :param context: c, not needed here
+        :param actions: (B, T, A) in environment units
+        :param noise: w (B, T, A)
+        :param times: k (B,)
+        """
+        return flow_loss(self.unet, self.action_normalizer(actions), noise, times, condition)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of architecture, weights and normalisers, bottleneck included.

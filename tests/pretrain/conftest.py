@@ -12,7 +12,8 @@ import torch as th
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
-from zprl_sb3.pretrain.trainer import Trainer, TrainingConfig
+from zprl_sb3.pretrain.loop import TrainingConfig
+from zprl_sb3.pretrain.trainer import Trainer
 from zprl_sb3.pretrain.windows import Windows
 
 SETTINGS: dict[str, Any] = {

@@ -97,7 +97,7 @@ def test_it_learns_from_images(tmp_path: Path, image_trainer: Any) -> None:
     run.run()
     after = run.validate()
     assert after["imitation"] < 0.8 * before["imitation"]
-    assert after["flow"] < 0.8 * before["flow"]
+    assert after["bottleneck"] < 0.8 * before["bottleneck"]
 
 
 def test_validation_in_parts_is_validation_at_once(tmp_path: Path, image_trainer: Any) -> None:

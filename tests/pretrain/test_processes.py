@@ -18,9 +18,9 @@ import helpers
 from helpers import image_demonstrations
 from programs import image_pretrain_command
 from zprl_sb3.pretrain.configuration import compose
+from zprl_sb3.pretrain.loop import STATE
 from zprl_sb3.pretrain.losses import draw
 from zprl_sb3.pretrain.processes import Processes, local_device
-from zprl_sb3.pretrain.trainer import STATE
 from zprl_sb3.scripts.pretrain import pretrain
 
 

@@ -21,8 +21,9 @@ from zprl_sb3.checkpoint import load_policy, read_config, save_policy
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.configuration import compose
 from zprl_sb3.pretrain.demonstrations import load_demonstrations
+from zprl_sb3.pretrain.loop import STATE
 from zprl_sb3.pretrain.losses import Draws
-from zprl_sb3.pretrain.trainer import STATE, Trainer
+from zprl_sb3.pretrain.trainer import Trainer
 from zprl_sb3.scripts.pretrain import pretrain
 
 

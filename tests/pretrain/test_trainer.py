@@ -13,8 +13,9 @@ import torch as th
 from helpers import same
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.pretrain.demonstrations import load_demonstrations
+from zprl_sb3.pretrain.loop import STATE
 from zprl_sb3.pretrain.losses import OfflineLosses, draw
-from zprl_sb3.pretrain.trainer import STATE, Trainer
+from zprl_sb3.pretrain.trainer import Trainer
 from zprl_sb3.pretrain.windows import cut_windows
 
 
@@ -37,7 +38,7 @@ def test_the_losses_go_down_on_real_demonstrations(
     averaged = run.run()
     after, validation_after = losses(), run.validate()
     assert after["imitation"] < 0.7 * before["imitation"]
-    assert after["flow"] < 0.7 * before["flow"]
+    assert after["bottleneck"] < 0.7 * before["bottleneck"]
     assert after["total"] < 0.7 * before["total"]
     # The normalisers make the data fill [-1, 1].
     normalized = averaged.action_normalizer(train.actions)

@@ -18,7 +18,8 @@ from programs import pretrain_command
 from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.files import sha256
 from zprl_sb3.pretrain.configuration import by_task, compose
-from zprl_sb3.pretrain.trainer import STATE, Trainer
+from zprl_sb3.pretrain.loop import STATE
+from zprl_sb3.pretrain.trainer import Trainer
 from zprl_sb3.scripts import pretrain as program
 from zprl_sb3.scripts.common import read_yaml
 from zprl_sb3.scripts.evaluate import WAYS

@@ -6,15 +6,17 @@ project that the checkpoint is from, unless its docstring says so.
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from zprl_sb3.adapters.base import AdaptedPolicy, AdapterError
+from zprl_sb3.adapters.base import AdaptedPolicy, AdapterError, FrozenPolicy
 
-__all__ = ["ADAPTERS", "AdaptedPolicy", "AdapterError", "open_policy"]
+__all__ = ["ADAPTERS", "AdaptedPolicy", "AdapterError", "FrozenPolicy", "adapter_of", "open_policy"]
 
 ADAPTERS = {
+    "zprl": "this package's own, of `zprl pretrain`",
     "diffusion_policy": "Diffusion Policy's .ckpt, and those of ZPRL's authors",
     "lerobot": "LeRobot's folders of DiffusionPolicy and ACTPolicy",
     "robomimic": "robomimic's .pth of BC policies",
@@ -24,8 +26,39 @@ ADAPTERS = {
 """Names of the adapters, each a module here, and what they read."""
 
 
-def open_policy(path: str | Path, adapter: str, **options: Any) -> AdaptedPolicy:
-    """Return another project's policy, frozen.
+SUFFIXES = {".ckpt": "diffusion_policy", ".pth": "robomimic", ".zip": "sb3"}
+
+
+def adapter_of(path: str | Path) -> str:
+    """Return the adapter that a checkpoint looks made for.
+
+    :param path: The checkpoint
+    :raises AdapterError: If it looks like none of them
+    """
+    if Path(path).suffix in SUFFIXES:
+        return SUFFIXES[Path(path).suffix]
+    if ":" in Path(path).name:
+        return "module"
+    config = Path(path) / "config.json"
+    if config.is_file():
+        return "zprl" if str(_read(config).get("format", "")).startswith("zprl_sb3.") else "lerobot"
+    what = "there is no such file or folder" if not Path(path).exists() else "it looks like none of them"
+    raise AdapterError(f"{path}: {what}. Policies that can be read (adapter=NAME chooses): {_known()}")
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(config.read_text()))
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"{config} is damaged: no table in JSON ({error})") from error
+
+
+def _known() -> str:
+    return "; ".join(f"{name}: {what}" for name, what in ADAPTERS.items())
+
+
+def open_policy(path: str | Path, adapter: str, **options: Any) -> FrozenPolicy:
+    """Return a policy without a bottleneck, frozen.
 
     :param path: Its checkpoint
     :param adapter: One of :data:`ADAPTERS`
@@ -34,10 +67,10 @@ def open_policy(path: str | Path, adapter: str, **options: Any) -> AdaptedPolicy
     :raises ValueError: If there is no such adapter or option
     """
     if adapter not in ADAPTERS:
-        raise ValueError(f"There is no adapter {adapter!r}, only {', '.join(ADAPTERS)}")
+        raise ValueError(f"There is no adapter {adapter!r}. There are: {_known()}")
     module = import_module(f"{__name__}.{adapter}")
     try:
-        policy: AdaptedPolicy = module.load(path, **options)
+        policy: FrozenPolicy = module.load(path, **options)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from zprl_sb3.bottleneck import Bottleneck
 from zprl_sb3.normalizer import Normalizer
-from zprl_sb3.policy import Observation, check_chunk, fingerprint
+from zprl_sb3.policy import FlowPolicy, Observation, check_chunk, fingerprint
 
 
 class AdapterError(ValueError):
@@ -60,6 +60,7 @@ class AdaptedPolicy(nn.Module, ABC):
         self.action_normalizer = Normalizer(action_dim)
         self.bottleneck: Bottleneck | None = None
         self.env_id: str | None = None
+        self.render_quality: str | None = None
 
     @abstractmethod
     def context(self, obs: Observation) -> th.Tensor:
@@ -98,6 +99,12 @@ class AdaptedPolicy(nn.Module, ABC):
             noise = th.randn((len(condition), *self.noise_shape), generator=generator, device=condition.device)
         return self.generate(self.context_normalizer.inverse(condition), noise)
 
+    def fit_context(self, context: th.Tensor) -> th.Tensor:
+        """Scale what :meth:`embed` returns so that contexts (N, C) lie in [-1, 1], and return these in it."""
+        own = self.context_normalizer.inverse(context)
+        normalized: th.Tensor = self.context_normalizer.fit(own)(own)
+        return normalized
+
     def imitation_loss(
         self, condition: th.Tensor, context: th.Tensor, actions: th.Tensor, noise: th.Tensor, times: th.Tensor
     ) -> th.Tensor:
@@ -125,6 +132,13 @@ class AdaptedPolicy(nn.Module, ABC):
         """Return what, beside the weights, decides what the policy does; an adapter adds its own, e.g. the sampler."""
         return {"adapter": type(self).__name__, "obs_steps": self.obs_steps, "shapes": self.observation_shapes}
 
+    def set_sampling_steps(self, steps: int) -> None:
+        """Let the sampler take so many steps; overridden where there is one.
+
+        :raises ValueError: If this policy does not sample
+        """
+        raise ValueError(f"{type(self).__name__} does not sample in steps: leave sampling_steps={steps} out")
+
     def freeze(self) -> AdaptedPolicy:
         """Put the policy in evaluation mode and switch all gradients off."""
         return self.eval().requires_grad_(False)
@@ -138,3 +152,7 @@ class AdaptedPolicy(nn.Module, ABC):
         """Return images as networks take them, (B, n, 3, H, W), in [0, 1]."""
         images = obs[key].reshape(len(obs[key]), self.obs_steps, *self.observation_shapes[key])
         return images.movedim(-1, -3).float() / 255.0
+
+
+FrozenPolicy = FlowPolicy | AdaptedPolicy
+"""What a bottleneck can be attached to."""

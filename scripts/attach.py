@@ -1,0 +1,94 @@
+"""``zprl attach``: a frozen policy of any kind -> the same with a bottleneck. Settings in ``hyperparams/pretrain/``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from zprl_sb3.adapters import adapter_of
+from zprl_sb3.attached import Base, save_attached
+from zprl_sb3.files import recovered
+from zprl_sb3.locks import locked
+from zprl_sb3.pretrain.attaching import attach_bottleneck, check_demonstrations
+from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error
+from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
+from zprl_sb3.pretrain.loop import TrainingConfig
+from zprl_sb3.scripts import cli
+from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
+from zprl_sb3.scripts.pretrain import check_environment, evaluate_checkpoint, steps_of
+
+
+def attach(config: dict[str, Any]) -> Path:
+    """Train a bottleneck on a frozen policy and return the folder of the checkpoint that refers to it.
+
+    :param config: As ``hyperparams/pretrain/attach.yaml`` has it
+    :raises DemonstrationError: If the demonstrations cannot be used
+    :raises ValueError: If policy, demonstrations and environment do not fit each other, a setting does not fit, or the
+        folder holds another run
+    """
+    output = Path(config["output"])
+    demos = load_demonstrations(config["demos"], config["observation"])
+    if config["mask"]:
+        demos = demos.select(config["mask"])
+    base = Base(config["policy"], config["adapter"] or adapter_of(config["policy"]), config["options"])
+    policy = base.load().to(device_of(config["device"]))
+    fingerprint = policy.fingerprint()
+    config = config | by_task({"latent_dim": config["latent_dim"]}, demos.env_id)
+    config = config | {"adapter": base.adapter, "training": by_task(config["training"], demos.env_id)}
+    run = config | {"fingerprint": fingerprint, "dataset_sha256": demos.sha256}
+    refuse_other_run(output / "pretrain.yml", run, ignore=("policy", "demos", "output", "device", "evaluation"))
+    checkpoint = recovered(output / "policy")
+    if checkpoint.is_dir():
+        print(f"{checkpoint} is trained already; remove {output} to train it anew")
+        return checkpoint
+    check_demonstrations(demos, policy)
+    policy.env_id = demos.env_id
+    check_environment(demos, policy, needed=config["evaluation"]["episodes"] > 0)
+    training = _training(config, demos)
+    record_run(output / "pretrain.yml", run)
+    what = f"{len(demos)} demonstrations of {demos.env_id}"
+    print(f"Attaching a bottleneck to {base.path} ({base.adapter}) with {what}; TensorBoard goes to {output}")
+    attach_bottleneck(policy, demos, training, output, config["latent_dim"], config["validation_ratio"])
+    facts = {"dataset_sha256": demos.sha256, "demonstrations": len(demos), "env_kwargs": demos.env_kwargs}
+    save_attached(policy, checkpoint, base, fingerprint, **facts, training=config["training"])
+    print(f"Wrote {checkpoint}, which needs {base.path} to stay where it is")
+    return checkpoint
+
+
+def _training(config: dict[str, Any], demos: Demonstrations) -> TrainingConfig:
+    settings = dict(config["training"])
+    epochs = settings.pop("epochs")
+    if settings["steps"] is None:
+        settings["steps"] = steps_of(epochs, sum(map(len, demos.actions)), settings["batch_size"])
+    return TrainingConfig(**settings, seed=config["seed"])
+
+
+@hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="attach")
+def _program(config: DictConfig) -> None:
+    settings = plain(config)
+    with locked(settings["output"]):
+        checkpoint = attach(settings)
+    if settings["evaluation"]["episodes"]:
+        evaluate_checkpoint(checkpoint, **settings["evaluation"], device=settings["device"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``zprl attach``."""
+    if argv is not None:
+        sys.argv = ["zprl attach", *argv]  # Hydra reads its arguments there
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints a traceback of its own and exits
+    try:
+        _program()
+    except ERRORS as error:
+        raise readable_error(error, "attach") from error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["attach", *sys.argv[1:]]))
