@@ -37,8 +37,11 @@ def attach(config: dict[str, Any]) -> Path:
     if config["mask"]:
         demos = demos.select(config["mask"])
     base = Base(config["policy"], config["adapter"] or adapter_of(config["policy"]), config["options"])
-    policy = base.load().to(device_of(config["device"]))
+    policy = base.load()
     fingerprint = policy.fingerprint()
+    if base.load().fingerprint() != fingerprint:
+        raise ValueError(f"{base.path} makes another policy each time: load its weights, or seed what it draws")
+    policy.to(device_of(config["device"]))
     config = config | by_task({"latent_dim": config["latent_dim"]}, demos.env_id)
     config = config | {"adapter": base.adapter, "training": by_task(config["training"], demos.env_id)}
     run = config | {"fingerprint": fingerprint, "dataset_sha256": demos.sha256}
