@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from helpers import point_demonstrations
+from helpers import POINT, point_demonstrations
 from programs import train_command
 from zprl_sb3.checkpoint import load_policy
+from zprl_sb3.pretrain.demonstrations import load_demonstrations
 from zprl_sb3.scripts.common import find_demonstrations
 
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
@@ -97,3 +99,23 @@ def test_another_policy_or_setting_does_not_go_on_with_a_run(command: list[str],
     code, _, err = zprl(*command, "evaluation.episodes=0", "+options.goal=2.0")
     assert code == 1
     assert "holds a run with other settings" in err
+
+
+def test_without_demonstrations_it_learns_from_episodes_of_its_own(command: list[str], zprl: Any) -> None:
+    without = [part for part in command if not part.startswith("demos=")]
+    code, _, err = zprl(*without, "evaluation.episodes=0")
+    assert code == 1
+    assert "Give demonstrations (demos=FILE), or an environment for the policy to act in (env=ID)" in err
+    own = [*without, "evaluation.episodes=0", f"env={POINT}", "rollouts=4", "+env_kwargs.max_episode_steps=9"]
+    code, out, err = zprl(*own)
+    assert code == 0, err
+    assert "Recording 4 episodes of the policy in" in out
+    demos, mask = find_demonstrations("runs/mine/policy")
+    assert (demos.name, mask) == ("rollouts.hdf5", None)
+    recorded = load_demonstrations(demos)
+    # It walks straight to the goal, so its actions are the way that is left.
+    for seen, actions in zip(recorded.observations["state"], recorded.actions, strict=True):
+        way = np.asarray(seen)[:, 2:] - np.asarray(seen)[:, :2]
+        np.testing.assert_allclose(actions[::2], way[::2], atol=1e-6)
+    assert recorded.successes == [True] * 4
+    assert "is trained already" in zprl(*own)[1]
