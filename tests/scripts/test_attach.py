@@ -116,6 +116,6 @@ def test_without_demonstrations_it_learns_from_episodes_of_its_own(command: list
     # It walks straight to the goal, so its actions are the way that is left.
     for seen, actions in zip(recorded.observations["state"], recorded.actions, strict=True):
         way = np.asarray(seen)[:, 2:] - np.asarray(seen)[:, :2]
-        np.testing.assert_allclose(actions[::2], way[::2], atol=1e-6)
-    assert recorded.successes == [True] * 4
+        np.testing.assert_allclose(actions[::2], np.clip(way, -1, 1)[::2], atol=1e-6)
+    assert recorded.successes == [False, False, True, True]  # failures are kept too
     assert "is trained already" in zprl(*own)[1]
