@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -12,7 +15,8 @@ from tqdm import tqdm
 from zprl_sb3.adapters import FrozenPolicy
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig, bottleneck_loss
 from zprl_sb3.policy import SteerablePolicy
-from zprl_sb3.pretrain.demonstrations import Demonstrations
+from zprl_sb3.pretrain.configuration import by_task, compose, steps_of
+from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.loop import OfflineLoop, TrainingConfig
 from zprl_sb3.pretrain.losses import Draws, draw
 from zprl_sb3.pretrain.windows import Windows, cut_windows, split_episodes
@@ -99,10 +103,10 @@ class BottleneckTrainer(OfflineLoop[Bottleneck]):
 
 def attach_bottleneck(
     policy: FrozenPolicy,
-    demos: Demonstrations,
-    training: TrainingConfig,
-    folder: str | Path,
+    dataset: Demonstrations | str | Path,
     latent_dim: int = 16,
+    training: TrainingConfig | None = None,
+    folder: str | Path | None = None,
     validation_ratio: float = 0.02,
 ) -> FrozenPolicy:
     """Train a bottleneck on a frozen policy and return the policy with it. Nothing else of the policy changes.
@@ -112,15 +116,18 @@ def attach_bottleneck(
     on in the same folder.
 
     :param policy: A frozen policy: one of the adapters', or a :class:`~zprl_sb3.policy.FlowPolicy`
-    :param demos: What it sees; best what it was trained on
-    :param training: Settings of the loop
-    :param folder: For TensorBoard and the training state
+    :param dataset: Demonstrations of what it sees, or their file; best what it was trained on
     :param latent_dim: d
+    :param training: Settings of the loop; None: those of ``hyperparams/pretrain/attach.yaml`` for the task
+    :param folder: For TensorBoard and the training state; None: they are not kept
     :param validation_ratio: Share of the demonstrations that are held out
+    :raises DemonstrationError: If the file cannot be used
     :raises ValueError: If the demonstrations lack what the policy sees, or have actions of another size
     :raises FloatingPointError: If the loss is not finite
     """
+    demos = dataset if isinstance(dataset, Demonstrations) else load_demonstrations(dataset)
     check_demonstrations(demos, policy)
+    training = training or default_training(demos)
     th.manual_seed(training.seed)
     parts = split_episodes(len(demos), validation_ratio, training.seed)
     policy.bottleneck = None
@@ -128,8 +135,23 @@ def attach_bottleneck(
     train.contexts = policy.fit_context(train.contexts)
     held_out = embedded(policy, demos, parts[1])
     policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(latent_dim)).to(policy.device)
-    policy.bottleneck = BottleneckTrainer(policy, train, held_out, training, Path(folder)).run()
+    with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
+        policy.bottleneck = BottleneckTrainer(policy, train, held_out, training, Path(place)).run()
     return policy
+
+
+def default_training(demos: Demonstrations, settings: dict[str, Any] | None = None) -> TrainingConfig:
+    """Return settings of the loop for some demonstrations.
+
+    :param demos: Their task says what the settings leave open
+    :param settings: As the file has them, with ``training`` and ``seed``; None: those of ``hyperparams/pretrain/attach.yaml``
+    """
+    settings = settings or compose("attach", ["policy=", "output="])
+    training = by_task(settings["training"], demos.env_id)
+    epochs = training.pop("epochs")
+    if training["steps"] is None:
+        training["steps"] = steps_of(epochs, sum(map(len, demos.actions)), training["batch_size"])
+    return TrainingConfig(**training, seed=settings["seed"])
 
 
 def check_demonstrations(demos: Demonstrations, policy: SteerablePolicy) -> None:

@@ -53,3 +53,16 @@ def by_task(settings: dict[str, Any], env_id: str) -> dict[str, Any]:
     """
     task = load_settings("tasks.yml", env_id)
     return {key: task.get(key) if value is None else value for key, value in settings.items()}
+
+
+def steps_of(epochs: Any, windows: int, batch_size: int) -> int:
+    """Return the gradient steps of some passes over the training windows.
+
+    :param epochs: Passes, for instance 1000 or 0.5
+    :param windows: Training windows
+    :param batch_size: Windows per step
+    :raises ValueError: If the number of passes is none
+    """
+    if not isinstance(epochs, (int, float)) or epochs <= 0:
+        raise ValueError(f"training.epochs must be positive where training.steps is null, not {epochs!r}")
+    return max(1, round(epochs * windows / batch_size))

@@ -15,14 +15,13 @@ from zprl_sb3.adapters import FrozenPolicy, adapter_of
 from zprl_sb3.attached import Base, save_attached
 from zprl_sb3.files import recovered
 from zprl_sb3.locks import locked
-from zprl_sb3.pretrain.attaching import attach_bottleneck, check_demonstrations
+from zprl_sb3.pretrain.attaching import attach_bottleneck, check_demonstrations, default_training
 from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error
-from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
-from zprl_sb3.pretrain.loop import TrainingConfig
+from zprl_sb3.pretrain.demonstrations import load_demonstrations
 from zprl_sb3.rollouts import record_rollouts
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
-from zprl_sb3.scripts.pretrain import check_environment, evaluate_checkpoint, steps_of
+from zprl_sb3.scripts.pretrain import check_environment, evaluate_checkpoint
 
 
 def attach(config: dict[str, Any]) -> Path:
@@ -55,11 +54,11 @@ def attach(config: dict[str, Any]) -> Path:
     check_demonstrations(demos, policy)
     policy.env_id = demos.env_id
     check_environment(demos, policy, needed=config["evaluation"]["episodes"] > 0)
-    training = _training(config, demos)
+    training = default_training(demos, config)
     record_run(output / "pretrain.yml", run)
     what = f"{len(demos)} demonstrations of {demos.env_id}"
     print(f"Attaching a bottleneck to {base.path} ({base.adapter}) with {what}; TensorBoard goes to {output}")
-    attach_bottleneck(policy, demos, training, output, config["latent_dim"], config["validation_ratio"])
+    attach_bottleneck(policy, demos, config["latent_dim"], training, output, config["validation_ratio"])
     facts = {"dataset_sha256": demos.sha256, "demonstrations": len(demos), "env_kwargs": demos.env_kwargs}
     save_attached(policy, checkpoint, base, fingerprint, **facts, training=config["training"])
     print(f"Wrote {checkpoint}, which needs {base.path} to stay where it is")
@@ -75,14 +74,6 @@ def _own_episodes(policy: FrozenPolicy, config: dict[str, Any]) -> Path:
         print(f"Recording {config['rollouts']} episodes of the policy in {config['env']} into {file}", flush=True)
         record_rollouts(policy, config["env"], config["env_kwargs"], config["rollouts"], file)
     return file
-
-
-def _training(config: dict[str, Any], demos: Demonstrations) -> TrainingConfig:
-    settings = dict(config["training"])
-    epochs = settings.pop("epochs")
-    if settings["steps"] is None:
-        settings["steps"] = steps_of(epochs, sum(map(len, demos.actions)), settings["batch_size"])
-    return TrainingConfig(**settings, seed=config["seed"])
 
 
 @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="attach")

@@ -21,7 +21,7 @@ from zprl_sb3.checkpoint import save_policy
 from zprl_sb3.files import recovered, write_json
 from zprl_sb3.locks import locked
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, SteerablePolicy, image_keys
-from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error
+from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error, steps_of
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.loop import TrainingConfig
 from zprl_sb3.pretrain.processes import Processes, local_device, processes
@@ -93,19 +93,6 @@ def _prepare(
     if settings["steps"] is None:
         settings["steps"] = steps_of(epochs, len(train), settings["batch_size"])
     return Trainer(policy, train, held_out, TrainingConfig(**settings, seed=config["seed"]), output, save, group)
-
-
-def steps_of(epochs: Any, windows: int, batch_size: int) -> int:
-    """Return the gradient steps of some passes over the training windows.
-
-    :param epochs: Passes, for instance 1000 or 0.5
-    :param windows: Training windows
-    :param batch_size: Windows per step
-    :raises ValueError: If the number of passes is none
-    """
-    if not isinstance(epochs, (int, float)) or epochs <= 0:
-        raise ValueError(f"training.epochs must be positive where training.steps is null, not {epochs!r}")
-    return max(1, round(epochs * windows / batch_size))
 
 
 def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:

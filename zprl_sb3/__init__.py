@@ -13,11 +13,14 @@ from zprl_sb3.lazy import lazy_names
 from zprl_sb3.robot_envs import register_envs
 
 if TYPE_CHECKING:
+    from zprl_sb3.adapters import open_policy
+    from zprl_sb3.adapters.module import SplitPolicy
     from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
     from zprl_sb3.calibration import Calibration, calibrate
     from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
     from zprl_sb3.checkpoint import CheckpointError, load_policy, save_policy
     from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, SteerablePolicy
+    from zprl_sb3.pretrain.attaching import attach_bottleneck
     from zprl_sb3.sac import SteeringSAC
     from zprl_sb3.training_diagnostics import SteeringDiagnostics
     from zprl_sb3.wrappers import ActionChunk, LatentSteering, LatentSteeringWrapper, VecSteering, make_vec_steering
@@ -28,11 +31,14 @@ __version__ = "0.1.0"
 __getattr__ = lazy_names(
     __name__,
     {
+        "adapters": ("open_policy",),
+        "adapters.module": ("SplitPolicy",),
         "bottleneck": ("Bottleneck", "BottleneckConfig"),
         "calibration": ("Calibration", "calibrate"),
         "callbacks": ("SnapshotCallback", "SteeringEvalCallback", "load_snapshot", "save_snapshot"),
         "checkpoint": ("CheckpointError", "load_policy", "save_policy"),
         "policy": ("FlowPolicy", "FlowPolicyConfig", "SteerablePolicy"),
+        "pretrain.attaching": ("attach_bottleneck",),
         "sac": ("SteeringSAC",),
         "training_diagnostics": ("SteeringDiagnostics",),
         "wrappers": ("ActionChunk", "LatentSteering", "LatentSteeringWrapper", "VecSteering", "make_vec_steering"),
@@ -50,15 +56,18 @@ __all__ = [
     "LatentSteering",
     "LatentSteeringWrapper",
     "SnapshotCallback",
+    "SplitPolicy",
     "SteerablePolicy",
     "SteeringDiagnostics",
     "SteeringEvalCallback",
     "SteeringSAC",
     "VecSteering",
+    "attach_bottleneck",
     "calibrate",
     "load_policy",
     "load_snapshot",
     "make_vec_steering",
+    "open_policy",
     "save_policy",
     "save_snapshot",
 ]

@@ -51,7 +51,7 @@ def test_through_the_bottleneck_a_foreign_policy_comes_to_do_what_it_did(
     obs = {"state": th.as_tensor(np.concatenate(demos.observations["state"]))}
     before, weights = policy.act(policy.embed(obs)), own_weights(policy)
     settings = config(steps=250, batch_size=32, learning_rate=3e-3, beta=1e-5, validate_every=250, save_every=250)
-    assert attach_bottleneck(policy, demos, settings, tmp_path, latent_dim=4) is policy
+    assert attach_bottleneck(policy, demos, 4, settings, tmp_path) is policy
     assert own_weights(policy).keys() == weights.keys()
     assert all(th.equal(x, weights[name]) for name, x in own_weights(policy).items())
     context = policy.embed(obs)
@@ -67,7 +67,7 @@ def test_a_flow_policy_learns_by_its_flow(demos: Demonstrations, tmp_path: Path,
     policy = tiny_policy(env_id=POINT, observation_shapes={"state": (4,)})
     policy.freeze()
     weights = own_weights(policy)
-    attach_bottleneck(policy, demos, config(steps=5), tmp_path, latent_dim=3)
+    attach_bottleneck(policy, demos.path, 3, config(steps=5))
     assert all(th.equal(x, weights[name]) for name, x in own_weights(policy).items())
     c, actions, noise, times = th.randn(5, policy.context_dim), th.rand(5, 4, 2), th.randn(5, 4, 2), th.rand(5)
     expected = flow_loss(policy.unet, policy.action_normalizer(actions), noise, times, c)
@@ -76,7 +76,7 @@ def test_a_flow_policy_learns_by_its_flow(demos: Demonstrations, tmp_path: Path,
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(demos: Demonstrations, tmp_path: Path, config: Any) -> None:
     whole, parts = foreign(), foreign()
-    attach_bottleneck(whole, demos, config(steps=20), tmp_path / "whole", latent_dim=2)
+    attach_bottleneck(whole, demos, 2, config(steps=20), tmp_path / "whole")
     (tmp_path / "parts").mkdir()
 
     class Stop(Exception):
@@ -92,9 +92,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(demos: Demonstrations, 
 
     parts.imitation_loss = stopping  # type: ignore[method-assign]
     with pytest.raises(Stop):
-        attach_bottleneck(parts, demos, config(steps=20), tmp_path / "parts", latent_dim=2)
+        attach_bottleneck(parts, demos, 2, config(steps=20), tmp_path / "parts")
     again = foreign()
-    attach_bottleneck(again, demos, config(steps=20), tmp_path / "parts", latent_dim=2)
+    attach_bottleneck(again, demos, 2, config(steps=20), tmp_path / "parts")
     assert whole.fingerprint() == again.fingerprint()
 
 

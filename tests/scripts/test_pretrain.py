@@ -17,13 +17,13 @@ from helpers import PUSH
 from programs import pretrain_command
 from zprl_sb3.checkpoint import load_policy, read_config
 from zprl_sb3.files import sha256
-from zprl_sb3.pretrain.configuration import by_task, compose
+from zprl_sb3.pretrain.configuration import by_task, compose, steps_of
 from zprl_sb3.pretrain.loop import STATE
 from zprl_sb3.pretrain.trainer import Trainer
 from zprl_sb3.scripts import pretrain as program
 from zprl_sb3.scripts.common import read_yaml
 from zprl_sb3.scripts.evaluate import WAYS
-from zprl_sb3.scripts.pretrain import evaluate_checkpoint, steps_of
+from zprl_sb3.scripts.pretrain import evaluate_checkpoint
 
 
 @pytest.fixture(scope="module")
