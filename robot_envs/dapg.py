@@ -13,9 +13,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from zprl_sb3.foreign_pickles import Stub, read_foreign_pickle
 from zprl_sb3.robot_envs.adroit import AdroitEnv
 from zprl_sb3.robot_envs.demonstrators import Graded
-from zprl_sb3.robot_envs.foreign_pickles import Stub, read_foreign_pickle
 
 Array = NDArray[np.float64]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch as th
 
+from zprl_sb3.foreign_pickles import UnsafePickleError, read_foreign_pickle
 from zprl_sb3.pretrain.demonstrations import DemonstrationError, load_demonstrations
 from zprl_sb3.robot_envs import adroit_id
 from zprl_sb3.robot_envs.collection import check_settings, demonstrate, family_of
 from zprl_sb3.robot_envs.dapg import ExpertDemonstrator, Operator, load_expert
 from zprl_sb3.robot_envs.demonstrators import sample_operator
-from zprl_sb3.robot_envs.foreign_pickles import UnsafePickleError, read_foreign_pickle
 from zprl_sb3.scripts.collect import collect
 from zprl_sb3.settings import load_settings
 

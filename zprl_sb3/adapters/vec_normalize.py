@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zprl_sb3.adapters.base import AdapterError
-from zprl_sb3.robot_envs.foreign_pickles import Stub, read_foreign_pickle
+from zprl_sb3.foreign_pickles import KNOWN, STAND_INS, Stub, Unpickler, named
 
-PACKAGES = frozenset({"stable_baselines3", "gymnasium", "gym", "numpy.random", "collections"})
-"""Whose classes such a pickle mentions: its own, spaces with their random generators."""
+MENTIONED = STAND_INS | {"stable_baselines3", "gymnasium", "numpy"}
+"""Whose classes such a pickle mentions: its own, spaces with their random generators. None of it is called."""
 
 Array = NDArray[np.float64]
 
@@ -47,7 +48,8 @@ def read_vec_normalize(path: str | Path, inputs: Sequence[str], box: str) -> dic
     if not Path(path).is_file():
         raise AdapterError(f"there are no statistics {path}, a file that VecNormalize.save writes")
     try:
-        pickled = read_foreign_pickle(path, PACKAGES)
+        with named(path):
+            pickled = Unpickler(io.BytesIO(Path(path).read_bytes()), KNOWN, MENTIONED).load()
     except ValueError as error:
         raise AdapterError(str(error)) from error
     try:

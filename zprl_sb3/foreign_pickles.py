@@ -1,4 +1,4 @@
-"""Reads policies that other projects have pickled, without running what their pickles ask for and without torch."""
+"""Reads what other projects have pickled, without running what their pickles ask for and without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,38 +54,56 @@ class Stub:
         self.items[len(self.items)] = value
 
 
-def read_foreign_pickle(path: str | Path, packages: Collection[str] | None = None) -> Any:
+def read_foreign_pickle(path: str | Path) -> Any:
     """Return what is in a pickle: what ``np.asarray`` takes for arrays and tensors, a :class:`Stub` for other objects.
 
     :param path: The file, written by Python 2 or 3
-    :param packages: Packages whose classes it may mention, which become stubs; default: :data:`STAND_INS`
-    :raises UnsafePickleError: If it names anything but the classes of these packages, and NumPy's arrays
+    :raises UnsafePickleError: If it names anything but the classes of policies, torch and NumPy
     :raises ValueError: If it is damaged or no pickle
     """
-    return _read(io.BytesIO(Path(path).read_bytes()), str(path), STAND_INS if packages is None else packages)
+    with named(path):
+        return Unpickler(io.BytesIO(Path(path).read_bytes()), KNOWN, STAND_INS).load()
 
 
-def _read(file: io.BytesIO, name: str, packages: Collection[str]) -> Any:
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Name the file in errors of reading its pickle.
+
+    :raises UnsafePickleError: If it asks for what it must not
+    :raises ValueError: If it is damaged; then it raises whatever its stray instructions do
+    """
     try:
-        # Strings of Python 2 may be bytes, which NumPy takes back from this encoding only.
-        return _Unpickler(file, packages).load()
+        yield
     except UnsafePickleError as error:
-        raise UnsafePickleError(f"{name} is refused: {error}") from error
-    except Exception as error:  # A damaged pickle raises whatever its stray instructions do.
-        raise ValueError(f"{name} cannot be read as a pickle: {error!r}") from error
+        raise UnsafePickleError(f"{path} is refused: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a pickle: {error!r}") from error
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, packages: Collection[str]) -> None:
+class Unpickler(pickle.Unpickler):
+    """Calls what it is given, puts a :class:`Stub` in the place of all else, and refuses what may not be mentioned.
+
+    :param file: The pickle
+    :param known: What is called, by module and name
+    :param stand_ins: What may be mentioned: packages, or pairs of module and name
+    """
+
+    def __init__(
+        self,
+        file: Any,
+        known: Mapping[tuple[str, str], Callable[..., Any]],
+        stand_ins: Set[str | tuple[str, str]],
+    ) -> None:
+        # Strings of Python 2 may be bytes, which NumPy takes back from this encoding only.
         super().__init__(file, encoding="latin1")
-        self._packages = packages
+        self._known, self._stand_ins = known, stand_ins
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in KNOWN:
-            function = KNOWN[module, name]
+        if (module, name) in self._known:
+            function = self._known[module, name]
             # A new one each time: a pickle may set attributes, such as defaults, of what it is given.
             return lambda *arguments: function(*arguments)
-        if any(f"{module}.".startswith(f"{package}.") for package in self._packages) or (module, name) in INERT:
+        if module.partition(".")[0] in self._stand_ins or (module, name) in self._stand_ins:
             return type(name, (Stub,), {"origin": f"{module}.{name}"})
         raise UnsafePickleError(f"it asks for {module}.{name}")
 
@@ -98,7 +117,7 @@ DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8", "
 def _storage_of_bytes(content: bytes | str) -> Array:
     """Return a storage of torch from the bytes of ``torch.save``: five pickles, its length, its values."""
     file = io.BytesIO(content.encode("latin1") if isinstance(content, str) else content)
-    _, _, _, (_, kind, _, _, size, _), _ = (_Unpickler(file, STAND_INS).load() for _ in range(5))
+    _, _, _, (_, kind, _, _, size, _), _ = (Unpickler(file, KNOWN, STAND_INS).load() for _ in range(5))
     values = np.frombuffer(file.read()[8:], DTYPES[kind.__name__])
     if len(values) != size:
         raise ValueError(f"a tensor of {size} values has {len(values)}")
@@ -201,11 +220,10 @@ KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 }
 """What is called. All else is stood in for by a :class:`Stub`, or refused."""
 
-STAND_INS = frozenset({"mjrl", "mj_envs", "gym", "torch", "collections"})
-"""Packages whose classes and functions a policy may mention."""
-
-INERT = frozenset(
-    {(module, name) for module in ("builtins", "__builtin__") for name in ("getattr", "object", "set", "slice")}
+STAND_INS: frozenset[str | tuple[str, str]] = frozenset(
+    {"mjrl", "mj_envs", "gym", "torch", "collections"}
+    | {(module, name) for module in ("builtins", "__builtin__") for name in ("getattr", "object", "set", "slice")}
     | {("copy_reg", "_reconstructor"), ("copyreg", "_reconstructor"), ("numpy", "ndarray")}
 )
-"""What public policies mention besides, e.g. to find ``torch.tanh``, and is not called either."""
+"""Packages whose classes and functions a policy may mention, and what else public ones do, e.g. to find ``torch.tanh``.
+None of it is called."""
