@@ -147,10 +147,10 @@ def _lowdim(settings: Mapping[str, Any], generator: Diffusion | Flow) -> Plan:
     frames, chunk = settings["n_obs_steps"], settings["n_action_steps"]
     start = 0 if only else frames - (1 if settings.get("oa_step_convention", False) else 0)
     horizon = chunk if only else settings["horizon"]
-    inputs, action_dim = {"obs": (settings["obs_dim"],)}, settings["action_dim"]
+    inputs: dict[str, Shape] = {"obs": (settings["obs_dim"],)}
     unet = {"diffusion_step_embed_dim": 256, "down_dims": (256, 512, 1024), "kernel_size": 3, "n_groups": 8}
     unet |= {"cond_predict_scale": False, **settings["model"]}
-    return Plan(inputs, action_dim, unet, horizon, start, frames, chunk, generator)
+    return Plan(inputs, settings["action_dim"], unet, horizon, start, frames, chunk, generator)
 
 
 def _image(settings: Mapping[str, Any], generator: Diffusion | Flow) -> Plan:

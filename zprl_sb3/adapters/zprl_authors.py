@@ -142,7 +142,7 @@ def read_bottleneck(checkpoint: Checkpoint, context_dim: int) -> Bottleneck | No
     bottleneck = Bottleneck(context_dim, BottleneckConfig(latent, hidden))
     load_strictly(bottleneck, tensors, checkpoint.path, f"a bottleneck of {latent} for {context_dim} numbers")
     with th.no_grad():  # the authors' option to add 2 log α to the log variance
-        bottleneck.log_var.bias += 2 * math.log(checkpoint.settings.get("vib_alpha", 1.0))
+        bottleneck.log_var.bias.add_(2 * math.log(checkpoint.settings.get("vib_alpha", 1.0)))
     return bottleneck
 
 
