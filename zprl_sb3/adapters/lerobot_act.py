@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ MAX_CONTEXT = 20_000
 """Size of a context up to which replay buffer, critics and bottleneck, which all hold or read it, are practicable."""
 TEMPERATURE = 10_000  # of positional embeddings: the ratio of the slowest to the fastest wavelength
 PROJECTIONS = {STATE: "encoder_robot_state_input_proj", ENVIRONMENT: "encoder_env_state_input_proj"}
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 @dataclass(frozen=True)
