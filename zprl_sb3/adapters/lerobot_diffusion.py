@@ -150,7 +150,9 @@ class DiffusionPolicy(LeRobotPolicy):
     def __init__(self, folder: Folder, inputs: Inputs, chunk: int | None, sampling_steps: int | None) -> None:
         config = folder.config
         if STATE not in inputs.vectors:
-            raise AdapterError(f"{folder.path} has no input {STATE!r}, without which LeRobot's Diffusion Policy is none")
+            raise AdapterError(
+                f"{folder.path} has no input {STATE!r}, without which LeRobot's Diffusion Policy is none"
+            )
         settings = {name: config[name] for name in SCHEDULER}
         sampling_steps = sampling_steps or config["num_inference_steps"]
         diffusion = Diffusion.of(settings, config["noise_scheduler_type"].lower(), sampling_steps)

@@ -10,7 +10,7 @@ from torch import nn
 
 from zprl_sb3.adapters.base import AdaptedPolicy, AdapterError
 from zprl_sb3.adapters.inputs import environment_keys
-from zprl_sb3.adapters.lerobot_folder import ACTION, ENVIRONMENT, STATE, Folder, Scaling
+from zprl_sb3.adapters.lerobot_folder import ACTION, ENVIRONMENT, STATE, Folder
 from zprl_sb3.normalizer import MIN_RANGE
 from zprl_sb3.policy import Observation
 
@@ -52,7 +52,9 @@ def read_inputs(
         if len(own) != 1 or len(images[name]) != 3 or images[name][2] != 3:
             raise AdapterError(f"{name!r} is one image of a shape (H, W, 3), not {own} of {images[name]}")
     if not images and ENVIRONMENT not in vectors:
-        raise AdapterError(f"{folder.path}: the policy sees neither an image nor {ENVIRONMENT!r}, which LeRobot refuses")
+        raise AdapterError(
+            f"{folder.path}: the policy sees neither an image nor {ENVIRONMENT!r}, which LeRobot refuses"
+        )
     wanted = {name: (size,) for name, size in vectors.items()} | images
     return Inputs(vectors, images, *environment_keys(wanted, keys, shapes))
 
@@ -86,9 +88,7 @@ class LeRobotPolicy(AdaptedPolicy):
     ) -> None:
         chunk = folder.config["n_action_steps"] if chunk is None else chunk
         action_dim = action_size(folder)
-        super().__init__(
-            inputs.shapes, action_dim, context_dim, horizon, chunk, obs_steps, noise_shape, target_steps
-        )
+        super().__init__(inputs.shapes, action_dim, context_dim, horizon, chunk, obs_steps, noise_shape, target_steps)
         self.inputs, self.config = inputs, folder.config
         kinds = {name: "STATE" if name == STATE else "ENV" for name in inputs.vectors}
         scalings = {name: folder.inputs.scaling(name, kinds[name], size) for name, size in inputs.vectors.items()}
