@@ -135,7 +135,9 @@ def attach_bottleneck(
 def check_demonstrations(demos: Demonstrations, policy: SteerablePolicy) -> None:
     """Raise a ValueError unless demonstrations hold what a policy sees, and actions as it makes them."""
     if policy.env_id not in (None, demos.env_id):
-        raise ValueError(f"The policy is of {policy.env_id}, {demos.path} of {demos.env_id}: give the policy's own task")
+        raise ValueError(
+            f"The policy is of {policy.env_id}, {demos.path} of {demos.env_id}: give demonstrations of its own task"
+        )
     found = {key: tuple(episodes[0].shape[1:]) for key, episodes in demos.observations.items()}
     for key, shape in policy.observation_shapes.items():
         if found.get(key) != tuple(shape):

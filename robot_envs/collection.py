@@ -84,6 +84,17 @@ def family_of(env_id: str) -> Family:
     return FAMILIES[module]
 
 
+def simulator_version(env_id: str) -> str:
+    """Return the installed release of an environment's simulator, ``""`` where it is none of ours.
+
+    :param env_id: Gymnasium id
+    """
+    try:
+        return version(family_of(env_id).simulator)
+    except (ValueError, gym.error.Error, PackageNotFoundError):
+        return ""
+
+
 def check_version(env_id: str, recorded: str) -> None:
     """Refuse demonstrations of another release of the simulator, whose physics may be another.
 
@@ -91,12 +102,9 @@ def check_version(env_id: str, recorded: str) -> None:
     :param recorded: Version that the demonstrations name, or ``""``
     :raises ValueError: If major or minor version differ from what is installed
     """
-    try:
+    installed = simulator_version(env_id)
+    if recorded and installed and recorded.split(".")[:2] != installed.split(".")[:2]:
         simulator = family_of(env_id).simulator
-        installed = version(simulator)
-    except (ValueError, gym.error.Error, PackageNotFoundError):
-        return
-    if recorded and recorded.split(".")[:2] != installed.split(".")[:2]:
         raise ValueError(
             f"The demonstrations of {env_id} were recorded with {simulator} {recorded}, installed is {installed}: "
             f'collect them again, or install what they were made with: pip install "{simulator}=={recorded}"'

@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from zprl_sb3.adapters import adapter_of
+from zprl_sb3.adapters import FrozenPolicy, adapter_of
 from zprl_sb3.attached import Base, save_attached
 from zprl_sb3.files import recovered
 from zprl_sb3.locks import locked
@@ -19,6 +19,7 @@ from zprl_sb3.pretrain.attaching import attach_bottleneck, check_demonstrations
 from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.loop import TrainingConfig
+from zprl_sb3.rollouts import record_rollouts
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
 from zprl_sb3.scripts.pretrain import check_environment, evaluate_checkpoint, steps_of
@@ -33,12 +34,16 @@ def attach(config: dict[str, Any]) -> Path:
         folder holds another run
     """
     output = Path(config["output"])
+    base = Base(config["policy"], config["adapter"] or adapter_of(config["policy"]), config["options"])
+    policy = base.load()
+    fingerprint = policy.fingerprint()
+    if base.load().fingerprint() != fingerprint:
+        raise ValueError(f"{base.path} makes another policy each time: load its weights, or seed what it draws")
+    policy.to(device_of(config["device"]))
+    config = config | {"demos": config["demos"] or str(_own_episodes(policy, config))}
     demos = load_demonstrations(config["demos"], config["observation"])
     if config["mask"]:
         demos = demos.select(config["mask"])
-    base = Base(config["policy"], config["adapter"] or adapter_of(config["policy"]), config["options"])
-    policy = base.load().to(device_of(config["device"]))
-    fingerprint = policy.fingerprint()
     config = config | by_task({"latent_dim": config["latent_dim"]}, demos.env_id)
     config = config | {"adapter": base.adapter, "training": by_task(config["training"], demos.env_id)}
     run = config | {"fingerprint": fingerprint, "dataset_sha256": demos.sha256}
@@ -59,6 +64,17 @@ def attach(config: dict[str, Any]) -> Path:
     save_attached(policy, checkpoint, base, fingerprint, **facts, training=config["training"])
     print(f"Wrote {checkpoint}, which needs {base.path} to stay where it is")
     return checkpoint
+
+
+def _own_episodes(policy: FrozenPolicy, config: dict[str, Any]) -> Path:
+    """Return a file of episodes in which the policy acts itself; recorded now, unless that was done before."""
+    if config["env"] is None:
+        raise ValueError("Give demonstrations (demos=FILE), or an environment for the policy to act in (env=ID)")
+    file = Path(config["output"]) / "rollouts.hdf5"
+    if not recovered(file).is_file():
+        print(f"Recording {config['rollouts']} episodes of the policy in {config['env']} into {file}", flush=True)
+        record_rollouts(policy, config["env"], config["env_kwargs"], config["rollouts"], file)
+    return file
 
 
 def _training(config: dict[str, Any], demos: Demonstrations) -> TrainingConfig:

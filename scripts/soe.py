@@ -36,7 +36,7 @@ from zprl_sb3.scripts.pretrain import pretrain
 from zprl_sb3.seeds import EVAL_SEED, training_seed
 from zprl_sb3.settings import NOT_IDENTITY
 from zprl_sb3.wrappers import EmbeddingSteering, LatentSteering, VecSteering, make_vec_steering
-from zprl_sb3.wrappers.episode_recording import SuccessRecorder
+from zprl_sb3.wrappers.episode_recording import EpisodeRecorder
 
 DEMOS = "demos.hdf5"
 FREE = tuple(name for name in NOT_IDENTITY if name != "n_timesteps")  # which says how long a round is
@@ -149,7 +149,7 @@ def _collect(checkpoint: Path, folder: Path, settings: dict[str, Any], budget: i
     policy = run_policy(checkpoint, settings, device)
     widening = settings["algorithm"]["widening"]
     steering = LatentSteering(policy, 1.0, sample_latent=True, widening=widening)
-    layer = partial(SuccessRecorder, folder=folder / "successes")
+    layer = partial(EpisodeRecorder, folder=folder / "successes")
     changes, n_envs = settings["train_env_kwargs"], settings["n_envs"]
     with closing(_make_env(steering, checkpoint, settings, changes, n_envs, layer)) as env:
         counts = _run(env, budget, seed, policy.env_id or "")

@@ -12,18 +12,19 @@ from zprl_sb3.pretrain.recording import Episode, save_episode
 from zprl_sb3.wrappers.chunking import by_key
 
 
-class SuccessRecorder(gym.Wrapper[Any, Any, Any, Any]):
-    """Write each episode that ends in success, as ``episode_<seed>.npz``, one entry an **env step**.
+class EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
+    """Write each episode that ends in success, or each one, as ``episode_<seed>.npz``, one entry an **env step**.
 
     Belongs directly around the environment, below every chunk, so that it sees every observation and action.
 
     :param env: Its infos tell ``is_success`` at an episode's end; its ``get_state()`` is kept where it has one
     :param folder: Where the files go; it is there already
+    :param failures: Write failures too
     """
 
-    def __init__(self, env: gym.Env[Any, Any], folder: str | Path) -> None:
+    def __init__(self, env: gym.Env[Any, Any], folder: str | Path, failures: bool = False) -> None:
         super().__init__(env)
-        self.folder = Path(folder)
+        self.folder, self.failures = Path(folder), failures
         self._seed = -1
         self._observations: list[dict[str, Any]] = []
         self._states: list[Any] = []
@@ -37,7 +38,7 @@ class SuccessRecorder(gym.Wrapper[Any, Any, Any, Any]):
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step, and write the episode if this was its end and a success.
+        """Step, and write the episode if this was its end and, unless failures are written too, a success.
 
         :raises KeyError: If the info at an episode's end does not tell ``is_success``
         :raises OSError: If the episode cannot be written
@@ -46,14 +47,14 @@ class SuccessRecorder(gym.Wrapper[Any, Any, Any, Any]):
         self._taken.append((np.array(action), float(reward)))
         self._observations.append(_copied(obs))
         self._states.append(self._state())
-        if (terminated or truncated) and info["is_success"] and self._seed >= 0:
-            save_episode(self.folder / f"episode_{self._seed}.npz", self._episode())
+        if (terminated or truncated) and (info["is_success"] or self.failures) and self._seed >= 0:
+            save_episode(self.folder / f"episode_{self._seed}.npz", self._episode(bool(info["is_success"])))
         return obs, reward, terminated, truncated, info
 
     def _state(self) -> Any:
         return self.env.get_wrapper_attr("get_state")() if self.env.has_wrapper_attr("get_state") else np.zeros(0)
 
-    def _episode(self) -> Episode:
+    def _episode(self, success: bool) -> Episode:
         seen = {key: np.stack([obs[key] for obs in self._observations]) for key in self._observations[0]}
         actions, rewards = zip(*self._taken, strict=True)
         return Episode(
@@ -64,7 +65,7 @@ class SuccessRecorder(gym.Wrapper[Any, Any, Any, Any]):
             states=np.stack(self._states[:-1]),
             seed=self._seed,
             quality="",
-            success=True,
+            success=success,
         )
 
 

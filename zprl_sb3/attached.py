@@ -35,8 +35,11 @@ class Base:
         """
         above = [] if near is None else near.resolve().parents
         places = (folder / self.path for folder in (Path(), *above))
-        path = next((place for place in places if place.exists()), self.path)
-        return open_policy(path, self.adapter, **self.options)
+        return open_policy(next(filter(_exists, places), self.path), self.adapter, **self.options)
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or Path(str(path).rpartition(":")[0] or path).is_file()  # my_policy.py:make is a file, too
 
 
 def save_attached(policy: FrozenPolicy, path: str | Path, base: Base, fingerprint: str, **metadata: Any) -> Path:

@@ -94,7 +94,7 @@ def test_each_round_explores_keeps_successes_and_retrains(base: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_round_without_success_keeps_the_policy(base: Path, tmp_path: Path, zprl: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("zprl_sb3.scripts.soe.SuccessRecorder", lambda env, folder: env)
+    monkeypatch.setattr("zprl_sb3.scripts.soe.EpisodeRecorder", lambda env, folder: env)
     run = tmp_path / "soe"
     assert zprl(*command(base, run, "algorithm.rounds=1"))[0] == 0
     assert load_policy(run / "retrained").fingerprint() == load_policy(base / "policy").fingerprint()

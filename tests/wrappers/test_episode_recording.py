@@ -12,7 +12,7 @@ import pytest
 from helpers import POINT, PointReach, PointReachImages, tiny_policy
 from zprl_sb3.pretrain.recording import load_episode
 from zprl_sb3.wrappers import LatentSteering, make_vec_steering
-from zprl_sb3.wrappers.episode_recording import SuccessRecorder
+from zprl_sb3.wrappers.episode_recording import EpisodeRecorder
 
 
 class Straight(PointReach):
@@ -41,7 +41,7 @@ def walk(env: gym.Env[Any, Any], seed: int | None) -> list[tuple[Any, ...]]:
 
 
 def test_a_success_is_written_as_it_was(tmp_path: Path) -> None:
-    env = SuccessRecorder(Straight(), tmp_path)
+    env = EpisodeRecorder(Straight(), tmp_path)
     steps = walk(env, 3)
     episode = load_episode(tmp_path / "episode_3.npz")
     assert len(steps) > 1
@@ -55,16 +55,16 @@ def test_a_success_is_written_as_it_was(tmp_path: Path) -> None:
 
 
 def test_failures_and_episodes_without_a_seed_are_not(tmp_path: Path) -> None:
-    env = SuccessRecorder(gym.wrappers.TimeLimit(PointReach(), 2), tmp_path)
+    env = EpisodeRecorder(gym.wrappers.TimeLimit(PointReach(), 2), tmp_path)
     env.reset(seed=3)
     for _ in range(2):
         env.step(np.zeros(2, np.float32))
-    walk(SuccessRecorder(PointReach(), tmp_path), None)
+    walk(EpisodeRecorder(PointReach(), tmp_path), None)
     assert not list(tmp_path.iterdir())
 
 
 def test_images_are_written_once(tmp_path: Path) -> None:
-    walk(SuccessRecorder(PointReachImages(), tmp_path), 0)
+    walk(EpisodeRecorder(PointReachImages(), tmp_path), 0)
     episode = load_episode(tmp_path / "episode_0.npz")
     assert set(episode.observations) == {"point", "top_image", "hand_image"}
     assert set(episode.next_observations) == {"point"}
@@ -73,7 +73,7 @@ def test_images_are_written_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("subprocess", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_below_the_chunks_of_several_environments(tmp_path: Path, subprocess: bool) -> None:
     def layer(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-        return SuccessRecorder(env, tmp_path)
+        return EpisodeRecorder(env, tmp_path)
 
     steering = LatentSteering(tiny_policy(), 1.0)
     env = make_vec_steering(POINT, steering, 2, subprocess=subprocess, seeded_episodes=True, layer=layer)

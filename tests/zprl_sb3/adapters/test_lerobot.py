@@ -13,9 +13,7 @@ import pytest
 import torch as th
 from safetensors.torch import load_file, save_file
 
-from zprl_sb3.adapters import AdaptedPolicy, AdapterError, open_policy
-from zprl_sb3.adapters.resnet import FrozenBatchNorm, map_shape, resnet
-from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
+from zprl_sb3.adapters import AdaptedPolicy, open_policy
 from zprl_sb3.policy import missing_members
 from zprl_sb3.pretrain.attaching import attach_bottleneck
 from zprl_sb3.pretrain.demonstrations import Demonstrations
