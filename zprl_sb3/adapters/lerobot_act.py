@@ -225,7 +225,7 @@ class ActPolicy(LeRobotPolicy):
         return self.network.encode(vectors, images).flatten(1)
 
     def generate(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        tokens = context.unflatten(1, (-1, self.token_dim))
+        tokens = context.reshape(len(context), -1, self.token_dim)
         return self.action_scaling.inverse(self.network.decode(tokens))
 
 

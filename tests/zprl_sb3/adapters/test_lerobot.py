@@ -13,7 +13,11 @@ import pytest
 import torch as th
 from safetensors.torch import load_file, save_file
 
-from zprl_sb3.adapters import AdaptedPolicy, open_policy
+from zprl_sb3.adapters import AdaptedPolicy, AdapterError, open_policy
+from zprl_sb3.adapters.resnet import FrozenBatchNorm, map_shape, resnet
+from zprl_sb3.attached import Base, save_attached
+from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
+from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.policy import missing_members
 from zprl_sb3.pretrain.attaching import attach_bottleneck
 from zprl_sb3.pretrain.demonstrations import Demonstrations
@@ -165,7 +169,10 @@ def test_is_steered_through_a_bottleneck(folders, name):
 @pytest.mark.slow
 def test_a_bottleneck_is_attached_by_distillation(folders, tmp_path):
     """Observations on a line, which two dimensions of z can tell; what is imitated is the policy, not the actions."""
-    policy = open_policy(folders("act_state"), "lerobot")
+    keys = {"observation.state": ["hand", "grip"], "observation.environment_state": ["object"]}
+    base = Base(str(folders("act_state")), "lerobot", {"keys": keys, "shapes": {"hand": [1], "grip": [2]}})
+    policy = base.load()
+    fingerprint = policy.fingerprint()
     places = [np.linspace(0, 1, 30, dtype=np.float32)[:, None] ** power for power in (0.5, 1, 2)]
     observations = {
         key: [np.linspace(-1, 1, size, dtype=np.float32) * place for place in places]
@@ -186,6 +193,9 @@ def test_a_bottleneck_is_attached_by_distillation(folders, tmp_path):
     th.testing.assert_close(attached.act(context), own, atol=1e-5, rtol=0)  # scaled, but the same policy
     through = attached.act(attached.bottleneck.decode(attached.bottleneck.encode(context)[0]))
     assert (through - own).square().mean() < 0.1 * own.var(dim=0).mean()
+    again = load_policy(save_attached(attached, tmp_path / "policy", base, fingerprint))
+    assert again.fingerprint() == attached.fingerprint()
+    assert th.equal(again.embed(seen), context)
 
 
 def test_inputs_may_be_made_of_several_keys(folders):
