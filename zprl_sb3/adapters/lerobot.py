@@ -1,4 +1,4 @@
-"""LeRobot's folders of ``DiffusionPolicy`` and ``ACTPolicy``, as its releases 0.3.3 and 0.4.4 write them, without LeRobot.
+"""LeRobot's folders of ``DiffusionPolicy`` and ``ACTPolicy``, as LeRobot 0.3.3 and 0.4.4 write them, without LeRobot.
 
 A folder holds ``config.json``, ``model.safetensors`` and the normalisation statistics: those of releases from 0.4 on in
 the files of its processors, those of earlier ones in ``model.safetensors``.
