@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 Denoiser = Callable[[th.Tensor, th.Tensor], th.Tensor]
@@ -117,6 +118,7 @@ class Diffusion:
     def steps(self) -> list[int]:
         """The t that are sampled at, falling."""
         total, count = self.num_train_timesteps, self.sampling_steps
+        times: NDArray[Any]
         if self.timestep_spacing == "leading":
             times = np.arange(count)[::-1] * (total // count) + self.steps_offset
         elif self.timestep_spacing == "trailing":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ MAX_CONTEXT = 20_000
 """Size of a context up to which replay buffer, critics and bottleneck, which all hold or read it, are practicable."""
 TEMPERATURE = 10_000  # of positional embeddings: the ratio of the slowest to the fastest wavelength
 PROJECTIONS = {STATE: "encoder_robot_state_input_proj", ENVIRONMENT: "encoder_env_state_input_proj"}
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class ActNetwork(nn.Module):
 
     def encode(self, vectors: dict[str, th.Tensor], images: list[th.Tensor]) -> th.Tensor:
         """Return the encoder's tokens (B, S, D) for normalised states (B, D) and images (B, 3, H, W)."""
-        example = next(iter([*vectors.values(), *images]))
+        example = [*vectors.values(), *images][0]
         latent = example.new_zeros(len(example), self.latent_dim)
         tokens = [self.encoder_latent_input_proj(latent)[:, None]]
         tokens += [getattr(self, self.projections[name])(vector)[:, None] for name, vector in vectors.items()]
@@ -224,7 +225,7 @@ class ActPolicy(LeRobotPolicy):
         return self.network.encode(vectors, images).flatten(1)
 
     def generate(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        tokens = context.view(len(context), -1, self.token_dim)
+        tokens = context.reshape(len(context), -1, self.token_dim)
         return self.action_scaling.inverse(self.network.decode(tokens))
 
 

@@ -24,7 +24,8 @@ from torch import nn
 from zprl_sb3.adapters.base import AdaptedPolicy, AdapterError
 from zprl_sb3.adapters.inputs import Shape, environment_keys
 from zprl_sb3.adapters.sb3_files import Input, action_limits, activation_of, inputs_of, policy_settings, read_zip
-from zprl_sb3.adapters.vec_normalize import Standardizer, read_vec_normalize
+from zprl_sb3.adapters.standardizer import Standardizer
+from zprl_sb3.adapters.vec_normalize import read_vec_normalize
 from zprl_sb3.policy import Observation
 from zprl_sb3.wrappers.chunking import BOX_KEY
 

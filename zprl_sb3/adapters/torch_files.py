@@ -35,7 +35,7 @@ DTYPES = {
 
 BUILTINS = ("builtins", "__builtin__")  # as Python 3 and 2 call them; torch pickles as for both
 TYPES = ("bool", "bytes", "dict", "float", "int", "list", "long", "str", "tuple", "type", "unicode")
-MENTIONED = STAND_INS | {
+MENTIONED: frozenset[str | tuple[str, str]] = STAND_INS | {
     *("dill", "hydra", "omegaconf", "numpy", "functools", "typing", "pathlib"),
     *("diffusers", "diffusion_policy", "zprl", "robomimic"),
     *((module, name) for module in BUILTINS for name in TYPES),

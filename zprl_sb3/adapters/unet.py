@@ -1,7 +1,7 @@
 """Diffusion Policy's 1-D U-Net, as its descendants have it too. The names are LeRobot's.
 
-Chi et al. 2023, "Diffusion Policy: Visuomotor Policy Learning via Action Diffusion". Unlike our own (``networks.py``) it
-joins a skip connection before it doubles the resolution, so that the first level's is not used.
+Chi et al. 2023, "Diffusion Policy: Visuomotor Policy Learning via Action Diffusion". Unlike our own (``networks.py``)
+it joins a skip connection before it doubles the resolution, so that the first level's is not used.
 """
 
 from __future__ import annotations
@@ -124,13 +124,15 @@ class Unet1d(nn.Module):
         """Return the prediction (B, T, A) for noisy actions (B, T, A), steps (B,) and contexts (B, C)."""
         condition = th.cat([self.diffusion_step_encoder(steps), context], dim=-1)
         x, skips = actions.transpose(1, 2), []
-        for first, second, halve in self.down_modules:  # type: ignore[misc]
+        for level in self.down_modules:
+            first, second, halve = level.children()
             x = second(first(x, condition), condition)
             skips.append(x)
             x = halve(x)
         for block in self.mid_modules:
             x = block(x, condition)
-        for first, second, double in self.up_modules:  # type: ignore[misc]
+        for level in self.up_modules:
+            first, second, double = level.children()
             x = first(th.cat([x, skips.pop()], dim=1), condition)
             x = double(second(x, condition))
         prediction: th.Tensor = self.final_conv(x).transpose(1, 2)

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch as th
-from numpy.typing import NDArray
-from torch import nn
 
 from zprl_sb3.adapters.base import AdapterError
+from zprl_sb3.adapters.standardizer import Statistics
 from zprl_sb3.foreign_pickles import KNOWN, STAND_INS, Stub, Unpickler, named
 
 MENTIONED = STAND_INS | {"stable_baselines3", "gymnasium", "numpy"}
 """Whose classes such a pickle mentions: its own, spaces with their random generators. None of it is called."""
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of one input of D values.
-
-    :param mean: (D,)
-    :param deviation: √(variance + ε), (D,)
-    :param limit: What is normalised is clipped to ±limit
-    """
-
-    mean: Array
-    deviation: Array
-    limit: float
 
 
 def read_vec_normalize(path: str | Path, inputs: Sequence[str], box: str) -> dict[str, Statistics]:
@@ -72,33 +52,4 @@ def _of_state(state: dict[str, Any], box: str) -> dict[str, Statistics]:
 
 def _statistics(moments: Stub, state: dict[str, Any]) -> Statistics:
     mean, variance = (np.asarray(moments.state[name], np.float64).reshape(-1) for name in ("mean", "var"))
-    deviation = np.sqrt(variance + float(state["epsilon"]))
-    if mean.shape != deviation.shape or not np.isfinite([mean, deviation]).all() or not (deviation > 0).all():
-        raise ValueError("mean and variance are not those of one input")
-    return Statistics(mean, deviation, float(state["clip_obs"]))
-
-
-class Standardizer(nn.Module):
-    """clip((x − mean)/√(variance + ε)) in double precision, as VecNormalize computes it; (B, D) -> (B, D) float32.
-
-    :param dim: D
-    :param statistics: None leaves x as it is
-    :raises AdapterError: If the statistics are of another size
-    """
-
-    def __init__(self, dim: int, statistics: Statistics | None) -> None:
-        super().__init__()
-        if statistics is None:
-            statistics = Statistics(np.zeros(dim), np.ones(dim), math.inf)
-        if len(statistics.mean) != dim:
-            raise AdapterError(f"the statistics are of {len(statistics.mean)} values, the policy's input has {dim}")
-        self.mean: th.Tensor
-        self.deviation: th.Tensor
-        self.limit: th.Tensor
-        for name in ("mean", "deviation", "limit"):
-            self.register_buffer(name, th.tensor(getattr(statistics, name), dtype=th.float64))
-        self.features = dim
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        """Normalise (B, D)."""
-        return ((x.double() - self.mean) / self.deviation).clamp(-self.limit, self.limit).float()
+    return Statistics(mean, np.sqrt(variance + float(state["epsilon"])), float(state["clip_obs"]))
