@@ -224,6 +224,8 @@ def test_limits_and_activation_can_be_said(path):
     prints = {each.fingerprint() for each in (policy, original, open_policy(path, "sb3", activation="Tanh"))}
     assert len(prints) == 3
     assert original.fingerprint() == open_policy(path, "sb3").fingerprint()
+    rewritten(path, {}, lambda weights: {**weights, "actor.mu.bias": weights["actor.mu.bias"] + 1})
+    assert original.fingerprint() != open_policy(path, "sb3").fingerprint()
     with pytest.raises(AdapterError, match="'Swish' is none of CELU"):
         load(path, activation="Swish")
     with pytest.raises(AdapterError, match="2 limits of its 3 actions"):
