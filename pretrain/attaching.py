@@ -144,7 +144,7 @@ def default_training(demos: Demonstrations, settings: dict[str, Any] | None = No
     """Return settings of the loop for some demonstrations.
 
     :param demos: Their task says what the settings leave open
-    :param settings: As the file has them, with ``training`` and ``seed``; None: those of ``hyperparams/pretrain/attach.yaml``
+    :param settings: With ``training`` and ``seed``; None: those of ``hyperparams/pretrain/attach.yaml``
     """
     settings = settings or compose("attach", ["policy=", "output="])
     training = by_task(settings["training"], demos.env_id)

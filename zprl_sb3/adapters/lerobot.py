@@ -25,6 +25,7 @@ def load(
     shapes: Mapping[str, Sequence[int]] | None = None,
     chunk: int | None = None,
     sampling_steps: int | None = None,
+    steer: str | None = None,
 ) -> AdaptedPolicy:
     """Return a policy of LeRobot.
 
@@ -36,6 +37,8 @@ def load(
         policy was trained with
     :param chunk: h, executed actions; default: the policy's ``n_action_steps``
     :param sampling_steps: Of a diffusion sampler; default: the policy's own
+    :param steer: Of ACT, what the context is: ``"tokens"`` (default) or ``"chunk"``, see
+        :mod:`~zprl_sb3.adapters.lerobot_act`
     :raises AdapterError: If the folder is damaged, incomplete, of another type of policy, or the options do not fit it
     """
     folder = read_folder(path)
@@ -43,7 +46,8 @@ def load(
     if kind not in POLICIES:
         raise AdapterError(f"{folder.path} holds a policy of type {kind!r}; supported are {' and '.join(POLICIES)}")
     try:
-        policy = POLICIES[kind](folder, read_inputs(folder, keys, shapes), chunk)
+        own = {} if steer is None else {"steer": steer}
+        policy = POLICIES[kind](folder, read_inputs(folder, keys, shapes), chunk, **own)
         if sampling_steps is not None:
             policy.set_sampling_steps(sampling_steps)
     except AdapterError:

@@ -3,13 +3,17 @@
 Zhao et al. 2023, "Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware". The VAE that it was trained
 with has no part in acting: its latent is 0, so there is no noise.
 
-**What is steered.** The context c is all that the encoder puts out, every token, flattened: [latent, robot state, state
+**What is steered.** A transformer has no single embedding. By default the context c is all that the encoder puts out, every token, flattened: [latent, robot state, state
 of the environment, images' feature maps] of ``dim_model`` each. The decoder's cross-attention reads c, or what a
 bottleneck makes of it, and nothing else of the observation; which place each token has is a constant of the policy. A
 single token would not do: the decoder reads the others beside it, so that they would have to be kept from when the
 context was made, and would tell it of an observation that the steered token contradicts. The price is size. A camera's
 image of 84 x 84 pixels is 9 tokens of, usually, 512, one of 480 x 640 is 300, and c then has 154,000 dimensions: more
 than :data:`MAX_CONTEXT`, beyond which a policy is refused.
+
+``steer="chunk"`` serves those: c is the chunk of actions that the policy answers with, normalised, and beside it the
+normalised states, so that who sees c knows where the robot is. The bottleneck then learns what chunks of this policy are
+like, and a steered latent is decoded to another such chunk; the states in c do not act.
 """
 
 from __future__ import annotations
@@ -188,22 +192,28 @@ class ActNetwork(nn.Module):
 
 
 class ActPolicy(LeRobotPolicy):
-    """ACT, whose context is all of the encoder's tokens.
+    """ACT, whose context is all of the encoder's tokens, or the chunk that it answers with.
 
     :param folder: The checkpoint
     :param inputs: What the policy sees
     :param chunk: h; None: the policy's own
-    :raises AdapterError: If the context were too large, or the folder holds something else
+    :param steer: ``"tokens"`` or ``"chunk"``
+    :raises AdapterError: If the context were too large, the folder holds something else, or ``steer`` has another name
     """
 
     architecture = (*LayerConfig.__dataclass_fields__, "vision_backbone", "replace_final_stride_with_dilation")
 
-    def __init__(self, folder: Folder, inputs: Inputs, chunk: int | None) -> None:
-        config = folder.config
+    def __init__(self, folder: Folder, inputs: Inputs, chunk: int | None, steer: str = "tokens") -> None:
+        if steer not in ("tokens", "chunk"):
+            raise AdapterError(f"the option steer is 'tokens' or 'chunk', not {steer!r}")
+        config, self.steer = folder.config, steer
         network = ActNetwork(config, inputs, action_size(folder))
         tokens, self.token_dim = network.positions.shape
-        _check_size(folder, inputs, tokens, self.token_dim)
-        super().__init__(folder, inputs, tokens * self.token_dim, config["chunk_size"], chunk)
+        size = config["chunk_size"] * action_size(folder) + sum(inputs.vectors.values())
+        if steer == "tokens":
+            _check_size(folder, inputs, tokens, self.token_dim)
+            size = tokens * self.token_dim
+        super().__init__(folder, inputs, size, config["chunk_size"], chunk)
         self.network = network
         weights = {
             name.removeprefix("model."): value
@@ -222,11 +232,20 @@ class ActPolicy(LeRobotPolicy):
     def context(self, obs: Observation) -> th.Tensor:
         vectors = {name: self.vector(obs, name)[:, 0] for name in self.inputs.vectors}
         images = [self.image(obs, name)[:, 0] for name in self.inputs.images]
-        return self.network.encode(vectors, images).flatten(1)
+        tokens = self.network.encode(vectors, images)
+        if self.steer == "tokens":
+            return tokens.flatten(1)
+        return th.cat([self.network.decode(tokens).flatten(1), *vectors.values()], dim=1)
 
     def generate(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        tokens = context.reshape(len(context), -1, self.token_dim)
-        return self.action_scaling.inverse(self.network.decode(tokens))
+        if self.steer == "tokens":
+            actions = self.network.decode(context.reshape(len(context), -1, self.token_dim))
+        else:
+            actions = context[:, : self.horizon * self.action_dim].reshape(-1, self.horizon, self.action_dim)
+        return self.action_scaling.inverse(actions)
+
+    def settings(self) -> dict[str, object]:
+        return super().settings() | {"steer": self.steer}
 
 
 def _check_size(folder: Folder, inputs: Inputs, tokens: int, token_dim: int) -> None:
@@ -234,6 +253,6 @@ def _check_size(folder: Folder, inputs: Inputs, tokens: int, token_dim: int) -> 
         shapes = {key: list(inputs.shapes[key]) for name in inputs.images for key in inputs.keys[name]}
         raise AdapterError(
             f"{folder.path}: the context would have {tokens * token_dim} dimensions, {tokens} tokens of {token_dim}; "
-            f"what is steered may have at most {MAX_CONTEXT}. Its images are {shapes}: let the environment render "
-            "smaller ones, and say so by the option shapes"
+            f"what is steered may have at most {MAX_CONTEXT}. Steer the chunk of actions instead (option steer=chunk); "
+            f"or, its images being {shapes}, let the environment render smaller ones, and say so by the option shapes"
         )

@@ -263,6 +263,29 @@ def test_contexts_that_are_too_large_to_steer(folders):
     large = {"observation.images.front": [1600, 1632, 3]}
     with pytest.raises(AdapterError, match=r"20448 dimensions, 2556 tokens of 8.*1600, 1632.*option shapes"):
         open_policy(folders("act_image"), "lerobot", shapes=large)
+    policy = open_policy(folders("act_image"), "lerobot", shapes=large, steer="chunk")
+    assert policy.context_dim < 200
+
+
+@pytest.mark.parametrize("name", ["act_state", pytest.param("act_image", marks=pytest.mark.slow)])
+def test_the_chunk_of_act_can_be_steered_instead(folders, name):
+    whole, policy = (open_policy(folders(name), "lerobot", steer=steer) for steer in (None, "chunk"))
+    obs = observed(policy, read_case(folders(name)), 0)
+    context, nothing = policy.embed(obs), th.zeros(MAKE.BATCH, 0)
+    states = sum(policy.inputs.vectors.values())
+    assert context.shape == (MAKE.BATCH, policy.horizon * policy.action_dim + states)
+    actions = policy.act(context, nothing)
+    assert th.equal(actions, whole.act(whole.embed(obs), nothing))
+    moved = context.clone()
+    moved[:, -states:] += 1
+    assert th.equal(policy.act(moved, nothing), actions)
+    moved[:, 0] += 1
+    assert (policy.act(moved, nothing) != actions).sum() == MAKE.BATCH
+    assert policy.fingerprint() != whole.fingerprint()
+    with pytest.raises(AdapterError, match="steer is 'tokens' or 'chunk', not 'latent'"):
+        open_policy(folders(name), "lerobot", steer="latent")
+    with pytest.raises(AdapterError, match=r"steer"):
+        open_policy(folders("diffusion_state"), "lerobot", steer="chunk")
 
 
 def test_temporal_ensembling_is_not_used(copied):
