@@ -213,7 +213,8 @@ def _rows(path: Path, videos: list[str]) -> list[dict[str, Any]]:
 def _by_episode(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
     """Yield the episodes of a file in its order, without holding more of it."""
     from_batches = import_reader("pyarrow").Table.from_batches
-    current, parts = -1, []
+    current = -1
+    parts: list[Any] = []
     with _readable(path):
         file = import_reader("pyarrow.parquet").ParquetFile(path)
         for batch in file.iter_batches(BATCH, columns=[EPISODE, *columns]):
