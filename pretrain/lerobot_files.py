@@ -216,7 +216,7 @@ def _by_episode(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]
     current = -1
     parts: list[Any] = []
     with _readable(path):
-        file = import_reader("pyarrow.parquet").ParquetFile(path)
+        file = import_reader("pyarrow.parquet").ParquetFile(path, memory_map=True)  # not all of it copied
         for batch in file.iter_batches(BATCH, columns=[EPISODE, *columns]):
             indices = np.asarray(batch.column(EPISODE))
             starts = np.flatnonzero(np.diff(indices, prepend=-1)).tolist()
