@@ -37,11 +37,13 @@ examples:
   zprl convert downloads/can/mh/demo_v141.hdf5 --output runs/can/images.hdf5 --observation image --render fast
   zprl convert downloads/square_abs.hdf5 --absolute --output runs/square/demos.hdf5
   zprl convert D4RL/door/human-v2 --output runs/door/demos.hdf5
-  zprl convert downloads/pusht --env gym_pusht:gym_pusht/PushT-v0 --output runs/pusht/demos.hdf5
-  zprl convert downloads/box --env zprl/BoxClose-v0 --env-kwargs observation=image render_quality=fast
-               --keys proprio=observation.state corner2_image=observation.images.top --output runs/box/images.hdf5
-  zprl convert downloads/arm --env my_robot:MyRobot-v0 --keys state=observation.state,observation.effort
-               --output runs/arm/demos.hdf5
+  zprl convert downloads/push --env zprl/Push-v0 --output runs/push/demos.hdf5 \\
+      --keys proprio=observation.state object=observation.environment_state
+  zprl convert downloads/box --env zprl/BoxClose-v0 --output runs/box/images.hdf5 \\
+      --env-kwargs observation=image render_quality=fast \\
+      --keys proprio=observation.state corner2_image=observation.images.top
+  zprl convert downloads/arm --env my_robot:MyRobot-v0 --output runs/arm/demos.hdf5 \\
+      --keys state=observation.state,observation.effort
   zprl pretrain demos=runs/can/demos.hdf5 output=runs/can mask=better
 
 The masks of a robomimic file (train, valid, better, worse, ...) are kept; where a LeRobot data set has several tasks,
