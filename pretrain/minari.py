@@ -67,7 +67,10 @@ def dataset_folder(source: str | Path) -> Path:
     for folder in (path, path / "data"):
         if (folder / METADATA).is_file():
             return folder
-    raise DemonstrationError(f"{path}: no data set of Minari, which is a folder with {METADATA} and {MAIN}")
+    raise DemonstrationError(
+        f"{path}: no data set of Minari, which is a folder with {METADATA} and {MAIN}; "
+        "nor of LeRobot, which has meta/info.json"
+    )
 
 
 def _folder_of(dataset_id: str) -> Path:

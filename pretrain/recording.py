@@ -29,7 +29,7 @@ class Episode:
     """One demonstrated episode of T environment steps.
 
     :param observations: For each key T observations, each before its action; images uint8 (T, H, W, 3)
-    :param next_observations: For each key T observations, each after its action; images may be absent
+    :param next_observations: For each key T observations, each after its action; any may be absent
     :param actions: (T, A), in environment units
     :param rewards: (T,)
     :param states: (T, S), the simulator's ``[time, qpos, qvel]`` before the action; (T, 0) if unknown
@@ -59,6 +59,7 @@ class Recording:
     :param masks: For each name in the data set the indices of its episodes
     :param count: How many episodes there are
     :param episodes: The episodes, made one by one
+    :param notes: What a user should know of the conversion, in sentences
     """
 
     env_id: str
@@ -68,6 +69,7 @@ class Recording:
     masks: dict[str, list[int]]
     count: int
     episodes: Iterator[Episode]
+    notes: tuple[str, ...] = ()
 
 
 def save_demonstrations(

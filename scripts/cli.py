@@ -15,7 +15,7 @@ from zprl_sb3.interrupts import INTERRUPTED, end_with_parent
 PROGRAMS = {
     "quickstart": "the whole way on one task, in minutes: collect, pretrain, train, evaluate, report",
     "collect": "demonstrations from imperfect scripted demonstrators -> HDF5 in robomimic's layout",
-    "convert": "robomimic's or Minari's data sets -> demonstrations for pretrain",
+    "convert": "robomimic's, Minari's or LeRobot's data sets -> demonstrations for pretrain",
     "pretrain": "demonstrations -> frozen flow policy with a bottleneck",
     "attach": "a frozen policy of any kind and demonstrations -> the same policy with a bottleneck",
     "calibrate": "a base policy and its demonstrations -> a λ to start from, as a table and a picture",
