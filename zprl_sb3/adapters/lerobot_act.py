@@ -3,13 +3,13 @@
 Zhao et al. 2023, "Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware". The VAE that it was trained
 with has no part in acting: its latent is 0, so there is no noise.
 
-**What is steered.** A transformer has no single embedding. By default the context c is all that the encoder puts out, every token, flattened: [latent, robot state, state
-of the environment, images' feature maps] of ``dim_model`` each. The decoder's cross-attention reads c, or what a
-bottleneck makes of it, and nothing else of the observation; which place each token has is a constant of the policy. A
-single token would not do: the decoder reads the others beside it, so that they would have to be kept from when the
-context was made, and would tell it of an observation that the steered token contradicts. The price is size. A camera's
-image of 84 x 84 pixels is 9 tokens of, usually, 512, one of 480 x 640 is 300, and c then has 154,000 dimensions: more
-than :data:`MAX_CONTEXT`, beyond which a policy is refused.
+**What is steered.** A transformer has no single embedding. By default the context c is all that the encoder puts out,
+every token, flattened: [latent, robot state, state of the environment, images' feature maps] of ``dim_model`` each.
+The decoder's cross-attention reads c, or what a bottleneck makes of it, and nothing else of the observation; which
+place each token has is a constant of the policy. A single token would not do: the decoder reads the others beside it,
+so that they would have to be kept from when the context was made, and would tell it of an observation that the
+steered token contradicts. The price is size. A camera's image of 84 x 84 pixels is 9 tokens of, usually, 512, one of
+480 x 640 is 300, and c then has 154,000 dimensions: more than :data:`MAX_CONTEXT`, beyond which a policy is refused.
 
 ``steer="chunk"`` serves those: c is the chunk of actions that the policy answers with, normalised, and beside it the
 normalised states, so that who sees c knows where the robot is. The bottleneck then learns what chunks of this policy are
