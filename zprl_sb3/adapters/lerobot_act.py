@@ -12,8 +12,8 @@ steered token contradicts. The price is size. A camera's image of 84 x 84 pixels
 480 x 640 is 300, and c then has 154,000 dimensions: more than :data:`MAX_CONTEXT`, beyond which a policy is refused.
 
 ``steer="chunk"`` serves those: c is the chunk of actions that the policy answers with, normalised, and beside it the
-normalised states, so that who sees c knows where the robot is. The bottleneck then learns what chunks of this policy are
-like, and a steered latent is decoded to another such chunk; the states in c do not act.
+normalised states, so that who sees c knows where the robot is. The bottleneck then learns what chunks of this policy
+are like, and a steered latent is decoded to another such chunk; the states in c do not act.
 """
 
 from __future__ import annotations
