@@ -117,6 +117,10 @@ def _check(settings: dict[str, Any]) -> None:
 def _pretraining(policy_path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration that the base policy was pretrained with."""
     recorded = pretraining(policy_path)
+    if "model" not in recorded:
+        raise ValueError(
+            f"SOE retrains the base policy, but {policy_path} was attached to one that others have trained"
+        )
     config = {key: value for key, value in recorded.items() if key not in ("dataset_sha256", "versions")}
     return config | ({"demos": settings["demonstrations"]} if settings["demonstrations"] is not None else {})
 

@@ -64,6 +64,9 @@ def test_attached_calibrated_trained_and_evaluated(command: list[str], zprl: Any
     code, _, err = zprl("evaluate", "runs/steered", "--episodes", "4")
     assert code == 0, err
     assert json.loads(Path("runs/steered/evaluation.json").read_text())["episodes"] == 4
+    code, _, err = zprl("train", "--algo", "soe", "--policy", checkpoint, "--output", "runs/soe")
+    assert code == 1
+    assert "SOE retrains the base policy, but runs/mine/policy was attached to one that others have trained" in err
 
 
 @pytest.mark.parametrize(
