@@ -106,6 +106,12 @@ def test_the_bottleneck_of_its_authors_comes_with_a_policy(written):
     np.testing.assert_allclose(policy.act(decoded, case.noise(policy)), case["through"], atol=1e-5)
 
 
+def test_a_flow_has_steps_but_no_other_sampler(written):
+    assert open_policy(written("zprl"), "diffusion_policy", sampling_steps=5).generator.sampling_steps == 5
+    with pytest.raises(AdapterError, match="it is a flow, which has no sampler 'ddim'"):
+        open_policy(written("zprl"), "diffusion_policy", sampler="ddim")
+
+
 def test_it_takes_the_averaged_weights_unless_told_otherwise():
     case = Case("lowdim")
     own, ema, model = (open_policy(FILE, "diffusion_policy", weights=name) for name in (None, "ema", "model"))
