@@ -23,6 +23,8 @@ def environment_keys(
     :raises AdapterError: If a name is unknown, a shape is missing, or the sizes do not add up to the input's
     """
     keys, told = keys or {}, {key: tuple(shape) for key, shape in (shapes or {}).items()}
+    if texts := [group for group in keys.values() if isinstance(group, str)]:
+        raise AdapterError(f"the option keys gives each input a list, [{texts[0]}] and not {texts[0]}")
     groups = {name: list(keys.get(name, [name])) for name in inputs}
     used = [key for group in groups.values() for key in group]
     _check_names("keys", keys, list(inputs))
@@ -31,8 +33,9 @@ def environment_keys(
     if missing := [key for key in used if key not in found]:
         raise AdapterError(f"the option shapes must tell those of {missing}, of which one input is made")
     for name, group in groups.items():
-        size = sum(math.prod(found[key]) for key in group)
-        if size != math.prod(inputs[name]):
+        fits = sum(math.prod(found[key]) for key in group) == math.prod(inputs[name])
+        is_image = len(inputs[name]) == 3
+        if not fits or (is_image and [found[key] for key in group] != [inputs[name]]):
             made = " + ".join(f"{key} {found[key]}" for key in group) or "nothing"
             raise AdapterError(f"the policy's input {name!r} is of shape {inputs[name]}, not made of {made}")
     return groups, {key: found[key] for key in used}

@@ -69,11 +69,11 @@ def policy_settings(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     module = data["policy_class"]["__module__"]
     if not module.startswith(PROJECTS):
-        raise AdapterError(f"its policy is a class of {module}, not of Stable-Baselines3. Use --adapter module")
+        raise AdapterError(f"its policy is a class of {module}, not of Stable-Baselines3. Use adapter=module")
     settings = dict(data["policy_kwargs"])
     extractor = settings.get("features_extractor_class")
     if extractor is not None and not str(extractor).endswith(tuple(f"torch_layers.{name}'>" for name in EXTRACTORS)):
-        raise AdapterError(f"its features extractor is {extractor}, not Stable-Baselines3's. Use --adapter module")
+        raise AdapterError(f"its features extractor is {extractor}, not Stable-Baselines3's. Use adapter=module")
     return settings
 
 

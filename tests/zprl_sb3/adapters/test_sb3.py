@@ -133,6 +133,8 @@ def test_images(algorithm, path):
     obs = observed(IMAGE)
     policy = open_policy(path, "sb3", keys={"state": ["front_image"]})
     assert (policy.observation_shapes, policy.context_dim) == ({"front_image": (40, 36, 3)}, 6)
+    with pytest.raises(AdapterError, match=r"not made of front_image \(36, 40, 3\)"):
+        load(path, keys={"state": ["front_image"]}, shapes={"front_image": [36, 40, 3]})
     chunk = policy.act(policy.embed({"front_image": th.as_tensor(obs)}))
     np.testing.assert_allclose(chunk[:, 0], model.predict(obs, deterministic=True)[0], atol=1e-5)
 
@@ -192,6 +194,8 @@ def test_an_input_made_of_several_keys(path):
         AdapterError, match=r"input 'state' is of shape \(4,\), not made of proprio \(3,\) \+ object \(2"
     ):
         load(path, keys=keys, shapes={"proprio": [3], "object": [2]})
+    with pytest.raises(AdapterError, match=r"keys gives each input a list, \[proprio\] and not proprio"):
+        load(path, keys={"state": "proprio"})
     with pytest.raises(AdapterError, match=r"keys names \['stat'\], there is only \['state'\]"):
         load(path, keys={"stat": ["proprio"]})
 
@@ -220,6 +224,8 @@ def test_limits_and_activation_can_be_said(path):
     prints = {each.fingerprint() for each in (policy, original, open_policy(path, "sb3", activation="Tanh"))}
     assert len(prints) == 3
     assert original.fingerprint() == open_policy(path, "sb3").fingerprint()
+    rewritten(path, {}, lambda weights: {**weights, "actor.mu.bias": weights["actor.mu.bias"] + 1})
+    assert original.fingerprint() != open_policy(path, "sb3").fingerprint()
     with pytest.raises(AdapterError, match="'Swish' is none of CELU"):
         load(path, activation="Swish")
     with pytest.raises(AdapterError, match="2 limits of its 3 actions"):
