@@ -1,4 +1,4 @@
-"""LeRobot's folders of ``DiffusionPolicy`` and ``ACTPolicy``, of releases 0.2 to 0.4. LeRobot is not imported.
+"""LeRobot's folders of ``DiffusionPolicy`` and ``ACTPolicy``, as LeRobot 0.3.3 and 0.4.4 write them, without LeRobot.
 
 A folder holds ``config.json``, ``model.safetensors`` and the normalisation statistics: those of releases from 0.4 on in
 the files of its processors, those of earlier ones in ``model.safetensors``.
@@ -12,10 +12,11 @@ from pathlib import Path
 from zprl_sb3.adapters.base import AdaptedPolicy, AdapterError
 from zprl_sb3.adapters.lerobot_act import ActPolicy
 from zprl_sb3.adapters.lerobot_diffusion import DiffusionPolicy
-from zprl_sb3.adapters.lerobot_folder import CONFIG, Folder, read_folder
+from zprl_sb3.adapters.lerobot_folder import CONFIG, read_folder
 from zprl_sb3.adapters.lerobot_policy import read_inputs
 
-TYPES = ("act", "diffusion")
+POLICIES: dict[str, type[ActPolicy] | type[DiffusionPolicy]] = {"act": ActPolicy, "diffusion": DiffusionPolicy}
+"""By LeRobot's name of their type."""
 
 
 def load(
@@ -38,31 +39,18 @@ def load(
     :raises AdapterError: If the folder is damaged, incomplete, of another type of policy, or the options do not fit it
     """
     folder = read_folder(path)
+    kind = folder.config.get("type")
+    if kind not in POLICIES:
+        raise AdapterError(f"{folder.path} holds a policy of type {kind!r}; supported are {' and '.join(POLICIES)}")
     try:
-        return _policy(folder, keys, shapes, chunk, sampling_steps)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise AdapterError(
-            f"{folder.path / CONFIG} lacks or mistakes a setting: {type(error).__name__}: {error}"
-        ) from error
+        policy = POLICIES[kind](folder, read_inputs(folder, keys, shapes), chunk)
+        if sampling_steps is not None:
+            policy.set_sampling_steps(sampling_steps)
     except AdapterError:
         raise
     except ValueError as error:
         raise AdapterError(f"{folder.path}: {error}") from error
-
-
-def _policy(
-    folder: Folder,
-    keys: Mapping[str, Sequence[str]] | None,
-    shapes: Mapping[str, Sequence[int]] | None,
-    chunk: int | None,
-    sampling_steps: int | None,
-) -> AdaptedPolicy:
-    kind = folder.config.get("type")
-    if kind not in TYPES:
-        raise AdapterError(f"{folder.path} holds a policy of type {kind!r}; supported are {' and '.join(TYPES)}")
-    inputs = read_inputs(folder, keys, shapes)
-    if kind == "diffusion":
-        return DiffusionPolicy(folder, inputs, chunk, sampling_steps)
-    if sampling_steps is not None:
-        raise AdapterError(f"{folder.path} is of type act, which has no sampler: leave sampling_steps out")
-    return ActPolicy(folder, inputs, chunk)
+    except (AttributeError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise AdapterError(f"{folder.path / CONFIG} lacks or mistakes a setting: {reason}") from error
+    return policy

@@ -170,7 +170,7 @@ class ActNetwork(nn.Module):
 
     def encode(self, vectors: dict[str, th.Tensor], images: list[th.Tensor]) -> th.Tensor:
         """Return the encoder's tokens (B, S, D) for normalised states (B, D) and images (B, 3, H, W)."""
-        example = next(iter([*vectors.values(), *images]))
+        example = [*vectors.values(), *images][0]
         latent = example.new_zeros(len(example), self.latent_dim)
         tokens = [self.encoder_latent_input_proj(latent)[:, None]]
         tokens += [getattr(self, self.projections[name])(vector)[:, None] for name, vector in vectors.items()]
@@ -225,7 +225,7 @@ class ActPolicy(LeRobotPolicy):
         return self.network.encode(vectors, images).flatten(1)
 
     def generate(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        tokens = context.view(len(context), -1, self.token_dim)
+        tokens = context.reshape(len(context), -1, self.token_dim)
         return self.action_scaling.inverse(self.network.decode(tokens))
 
 

@@ -7,7 +7,7 @@ features of the images and the normalised state of the environment. Images are c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch as th
@@ -140,22 +140,21 @@ class DiffusionPolicy(LeRobotPolicy):
     :param folder: The checkpoint
     :param inputs: What the policy sees
     :param chunk: h; None: the policy's own
-    :param sampling_steps: Of the sampler; None: the policy's own
     :raises AdapterError: If there is no robot state, or the folder holds something else
     :raises ValueError: If a setting is not supported
     """
 
     architecture = ("vision_backbone", "resize_shape", "crop_shape", "crop_ratio", "kernel_size", "n_groups")
 
-    def __init__(self, folder: Folder, inputs: Inputs, chunk: int | None, sampling_steps: int | None) -> None:
+    def __init__(self, folder: Folder, inputs: Inputs, chunk: int | None) -> None:
         config = folder.config
         if STATE not in inputs.vectors:
             raise AdapterError(
                 f"{folder.path} has no input {STATE!r}, without which LeRobot's Diffusion Policy is none"
             )
         settings = {name: config[name] for name in SCHEDULER}
-        sampling_steps = sampling_steps or config["num_inference_steps"]
-        diffusion = Diffusion.of(settings, config["noise_scheduler_type"].lower(), sampling_steps)
+        sampler = config["noise_scheduler_type"].lower()
+        diffusion = Diffusion.of(settings, sampler, config["num_inference_steps"])
         past, total, action_dim = config["n_obs_steps"] - 1, config["horizon"], action_size(folder)
         network = DiffusionNetwork(config, inputs, action_dim)
         super().__init__(
@@ -192,6 +191,10 @@ class DiffusionPolicy(LeRobotPolicy):
 
     def _denoiser(self, context: th.Tensor) -> Denoiser:
         return lambda actions, steps: self.network.unet(actions, steps, context)
+
+    def set_sampling_steps(self, steps: int) -> None:
+        self.diffusion = replace(self.diffusion, sampling_steps=steps)
+        self.noise_shape = self.diffusion.noise_shape(self.config["horizon"], self.action_dim)
 
     def settings(self) -> dict[str, object]:
         return super().settings() | {"diffusion": asdict(self.diffusion)}

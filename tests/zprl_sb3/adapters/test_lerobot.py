@@ -13,8 +13,15 @@ import pytest
 import torch as th
 from safetensors.torch import load_file, save_file
 
-from zprl_sb3.adapters import AdaptedPolicy, open_policy
+from zprl_sb3.adapters import AdaptedPolicy, AdapterError, open_policy
+from zprl_sb3.adapters.resnet import FrozenBatchNorm, map_shape, resnet
+from zprl_sb3.attached import Base, save_attached
+from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
+from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.policy import missing_members
+from zprl_sb3.pretrain.attaching import attach_bottleneck
+from zprl_sb3.pretrain.demonstrations import Demonstrations
+from zprl_sb3.pretrain.loop import TrainingConfig
 from zprl_sb3.wrappers.steering import LatentSteering
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -159,6 +166,38 @@ def test_is_steered_through_a_bottleneck(folders, name):
     assert np.abs(acted(1.0) - acted(0.0)).max() > 1e-6
 
 
+@pytest.mark.slow
+def test_a_bottleneck_is_attached_by_distillation(folders, tmp_path):
+    """Observations on a line, which two dimensions of z can tell; what is imitated is the policy, not the actions."""
+    keys = {"observation.state": ["hand", "grip"], "observation.environment_state": ["object"]}
+    base = Base(str(folders("act_state")), "lerobot", {"keys": keys, "shapes": {"hand": [1], "grip": [2]}})
+    policy = base.load()
+    fingerprint = policy.fingerprint()
+    places = [np.linspace(0, 1, 30, dtype=np.float32)[:, None] ** power for power in (0.5, 1, 2)]
+    observations = {
+        key: [np.linspace(-1, 1, size, dtype=np.float32) * place for place in places]
+        for key, (size,) in policy.observation_shapes.items()
+    }
+    actions = [np.zeros((30, 2), np.float32) for _ in places]
+    facts = (Path("demos.hdf5"), "", "Task-v0", {}, "", ["demo_0", "demo_1", "demo_2"])
+    demos = Demonstrations(*facts, observations, actions, [True] * 3, [""] * 3, {})
+    seen = {key: th.as_tensor(np.concatenate(episodes)) for key, episodes in observations.items()}
+    own = policy.act(policy.embed(seen))
+    steps = {"steps": 60, "warmup_steps": 5, "validate_every": 60, "save_every": 60}
+    fixed = {"betas": (0.95, 0.999), "weight_decay": 1e-6, "ema_power": 0.8, "ema_max": 0.9, "seed": 0}
+    weights = {"beta": 1e-6, "reconstruction": 1.0}
+    training = TrainingConfig(**steps, **fixed, **weights, batch_size=32, learning_rate=3e-3, compile=False)
+    attached = attach_bottleneck(policy, demos, training, tmp_path, latent_dim=2, validation_ratio=0.4).freeze()
+    context = attached.embed(seen)
+    assert context.abs().max() < 1.5
+    th.testing.assert_close(attached.act(context), own, atol=1e-5, rtol=0)  # scaled, but the same policy
+    through = attached.act(attached.bottleneck.decode(attached.bottleneck.encode(context)[0]))
+    assert (through - own).square().mean() < 0.1 * own.var(dim=0).mean()
+    again = load_policy(save_attached(attached, tmp_path / "policy", base, fingerprint))
+    assert again.fingerprint() == attached.fingerprint()
+    assert th.equal(again.embed(seen), context)
+
+
 def test_inputs_may_be_made_of_several_keys(folders):
     keys = {"observation.state": ["hand", "grip"], "observation.environment_state": ["object"]}
     shapes = {"hand": [1], "grip": [2]}
@@ -183,7 +222,7 @@ def test_options(folders):
         open_policy(folder, "lerobot", sampling_steps=6)
     with pytest.raises(ValueError, match="chunk of 7 actions"):
         open_policy(folder, "lerobot", chunk=7)
-    with pytest.raises(AdapterError, match="no sampler"):
+    with pytest.raises(AdapterError, match="does not sample in steps"):
         open_policy(folders("act_old"), "lerobot", sampling_steps=2)
     with pytest.raises(AdapterError, match=r"\['agent_pos'\].*only \['observation"):
         open_policy(folder, "lerobot", keys={"agent_pos": ["state"]})
