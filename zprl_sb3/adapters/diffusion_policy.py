@@ -27,7 +27,7 @@ from zprl_sb3.adapters.diffusion_policy_file import Checkpoint, read_checkpoint
 from zprl_sb3.adapters.inputs import environment_keys
 from zprl_sb3.adapters.unet import Unet1d
 from zprl_sb3.adapters.weights import load_strictly
-from zprl_sb3.adapters.zprl_authors import Flow, embedded_features, read_bottleneck, renamed_encoder
+from zprl_sb3.adapters.zprl_authors import Flow, embedded_features, encoder_settings, read_bottleneck, renamed_encoder
 from zprl_sb3.policy import Observation
 from zprl_sb3.wrappers.chunking import BOX_KEY
 
@@ -174,11 +174,11 @@ def _encoder(kind: str, checkpoint: Checkpoint, plan: Plan) -> tuple[Encoder, Ma
         return VectorEncoder(plan.inputs), tensors
     if kind == HYBRID:
         return HybridEncoder(plan.inputs, checkpoint.settings), of_robomimic(tensors)
-    embedded = None
-    if isinstance(plan.generator, Flow):
-        tensors = renamed_encoder(tensors, checkpoint.path)
-        embedded = embedded_features(tensors)
-    return ImageEncoder(plan.inputs, checkpoint.settings["obs_encoder"], embedded), tensors
+    settings = checkpoint.settings["obs_encoder"]
+    if not isinstance(plan.generator, Flow):
+        return ImageEncoder(plan.inputs, settings), tensors
+    tensors = renamed_encoder(tensors, checkpoint.path)
+    return ImageEncoder(plan.inputs, encoder_settings(settings), embedded_features(tensors)), tensors
 
 
 def _unet(checkpoint: Checkpoint, plan: Plan, context_dim: int) -> Unet1d:

@@ -95,6 +95,15 @@ def _velocity(denoiser: Denoiser) -> Any:
     return lambda actions, times, _: denoiser(actions, LEVELS * times)
 
 
+def encoder_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of an observation encoder, completed by what is known: a ResNet-18 with GroupNorm per camera.
+
+    :param settings: Those of the checkpoint, whose crop and scaling are taken
+    """
+    model = {"_target_": "torchvision.models.get_resnet", "name": "resnet18"}
+    return {"imagenet_norm": True, **settings, "rgb_model": model, "use_group_norm": True, "share_rgb_model": False}
+
+
 def renamed_encoder(tensors: Mapping[str, th.Tensor], file: Path) -> dict[str, th.Tensor]:
     """Return an encoder's weights by the names of our :class:`ImageEncoder`.
 

@@ -4,18 +4,27 @@ import os
 import pickle
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from omegaconf import OmegaConf
 
+from helpers import POINT, point_demonstrations
 from zprl_sb3.adapters import AdapterError, open_policy
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.foreign_pickles import UnsafePickleError
+from zprl_sb3.pretrain.attaching import attach_bottleneck
+from zprl_sb3.pretrain.demonstrations import load_demonstrations
+from zprl_sb3.pretrain.loop import TrainingConfig
+from zprl_sb3.wrappers import LatentSteeringWrapper
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FILE = FIXTURES / "diffusion_policy" / "lowdim.ckpt"
 CASES = ("lowdim", "lowdim_other", "lowdim_only", "image", "image_shared", "hybrid", "zprl")
+TRAINING = {"steps": 40, "batch_size": 32, "learning_rate": 3e-3, "warmup_steps": 4, "betas": (0.95, 0.999)}
+TRAINING |= {"weight_decay": 1e-6, "ema_power": 0.8, "ema_max": 0.9999, "beta": 1e-4, "reconstruction": 0.01}
+TRAINING |= {"validate_every": 40, "save_every": 40, "seed": 0}
 
 
 def _maker():
@@ -95,6 +104,12 @@ def test_the_bottleneck_of_its_authors_comes_with_a_policy(written):
     decoded = policy.bottleneck.decode(mean)
     np.testing.assert_allclose(decoded, case["decoded"], atol=1e-5)
     np.testing.assert_allclose(policy.act(decoded, case.noise(policy)), case["through"], atol=1e-5)
+
+
+def test_a_flow_has_steps_but_no_other_sampler(written):
+    assert open_policy(written("zprl"), "diffusion_policy", sampling_steps=5).generator.sampling_steps == 5
+    with pytest.raises(AdapterError, match="it is a flow, which has no sampler 'ddim'"):
+        open_policy(written("zprl"), "diffusion_policy", sampler="ddim")
 
 
 def test_it_takes_the_averaged_weights_unless_told_otherwise():
@@ -294,3 +309,23 @@ def test_other_files_are_named(tmp_path):
     th.save({"state_dict": {}}, path)
     with pytest.raises(AdapterError, match=r"x\.ckpt is no checkpoint of a workspace"):
         open_policy(path, "diffusion_policy")
+
+
+def test_a_bottleneck_is_attached_and_steered(tmp_path):
+    case = Case("lowdim_only")
+    size = 4  # PointReach's numbers, one less than the policy's in each of its two frames
+    for name, shape in case.shapes.items():
+        case.shapes[name] = [shape[0], shape[1] - 2] if name.endswith("cond_encoder.1.weight") else shape
+    normalizer = {f"normalizer.params_dict.obs.{kind}": th.ones(size) for kind in ("scale", "offset")}
+    path = case.write(tmp_path / "point.ckpt", case.tensors() | normalizer, obs_dim=size)
+    policy = open_policy(path, "diffusion_policy", sampler="ddim", sampling_steps=3)
+    demos = load_demonstrations(point_demonstrations(tmp_path / "demos.hdf5", (12, 9, 11)))
+    attach_bottleneck(policy, demos, TrainingConfig(**TRAINING), tmp_path / "run", latent_dim=4)
+    env = LatentSteeringWrapper(gym.make(POINT), policy, scale=0.5)
+    obs, _ = env.reset(seed=0)
+    assert {key: len(values) for key, values in obs.items()} == {"c": policy.context_dim, "z": 4}
+    chunks = []
+    for delta in (np.zeros(4), np.ones(4)):
+        env.reset(seed=0)
+        chunks.append(env.step(delta.astype(np.float32))[0]["c"])
+    assert np.abs(chunks[0] - chunks[1]).max() > 1e-4
