@@ -17,7 +17,7 @@ from zprl_sb3.files import recovered
 from zprl_sb3.locks import locked
 from zprl_sb3.pretrain.attaching import attach_bottleneck, check_demonstrations, default_training
 from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error
-from zprl_sb3.pretrain.demonstrations import load_demonstrations
+from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.rollouts import record_rollouts
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
@@ -27,6 +27,9 @@ from zprl_sb3.scripts.pretrain import check_environment, evaluate_checkpoint
 def attach(config: dict[str, Any]) -> Path:
     """Train a bottleneck on a frozen policy and return the folder of the checkpoint that refers to it.
 
+    A checkpoint that holds a bottleneck keeps it, unless a ``latent_dim`` asks for another (but those of this package,
+    which need no attaching: there it is always another).
+
     :param config: As ``hyperparams/pretrain/attach.yaml`` has it
     :raises DemonstrationError: If the demonstrations cannot be used
     :raises ValueError: If policy, demonstrations and environment do not fit each other, a setting does not fit, or the
@@ -34,17 +37,11 @@ def attach(config: dict[str, Any]) -> Path:
     """
     output = Path(config["output"])
     base = Base(config["policy"], config["adapter"] or adapter_of(config["policy"]), config["options"])
-    policy = base.load()
-    fingerprint = policy.fingerprint()
-    if base.load().fingerprint() != fingerprint:
-        raise ValueError(f"{base.path} makes another policy each time: load its weights, or seed what it draws")
-    policy.to(device_of(config["device"]))
-    config = config | {"demos": config["demos"] or str(_own_episodes(policy, config))}
-    demos = load_demonstrations(config["demos"], config["observation"])
-    if config["mask"]:
-        demos = demos.select(config["mask"])
-    config = config | by_task({"latent_dim": config["latent_dim"]}, demos.env_id)
-    config = config | {"adapter": base.adapter, "training": by_task(config["training"], demos.env_id)}
+    policy, fingerprint = _frozen(base, config["device"])
+    demos, config = _demonstrations(policy, config)
+    keeps = policy.bottleneck is not None and config["latent_dim"] is None
+    settled = by_task({"latent_dim": config["latent_dim"]}, demos.env_id) | {"adapter": base.adapter}
+    config = config | settled | {"training": by_task(config["training"], demos.env_id)}
     run = config | {"fingerprint": fingerprint, "dataset_sha256": demos.sha256}
     refuse_other_run(output / "pretrain.yml", run, ignore=("policy", "demos", "output", "device", "evaluation"))
     checkpoint = recovered(output / "policy")
@@ -56,13 +53,32 @@ def attach(config: dict[str, Any]) -> Path:
     check_environment(demos, policy, needed=config["evaluation"]["episodes"] > 0)
     training = default_training(demos, config)
     record_run(output / "pretrain.yml", run)
-    what = f"{len(demos)} demonstrations of {demos.env_id}"
-    print(f"Attaching a bottleneck to {base.path} ({base.adapter}) with {what}; TensorBoard goes to {output}")
-    attach_bottleneck(policy, demos, config["latent_dim"], training, output, config["validation_ratio"])
+    what = f"{base.path} ({base.adapter})"
+    if keeps:
+        print(f"{what} keeps the bottleneck that it was trained with (latent_dim=D trains another)")
+    else:
+        print(f"Attaching a bottleneck to {what} with {len(demos)} demonstrations; TensorBoard goes to {output}")
+        attach_bottleneck(policy, demos, config["latent_dim"], training, output, config["validation_ratio"])
     facts = {"dataset_sha256": demos.sha256, "demonstrations": len(demos), "env_kwargs": demos.env_kwargs}
     save_attached(policy, checkpoint, base, fingerprint, **facts, training=config["training"])
     print(f"Wrote {checkpoint}, which needs {base.path} to stay where it is")
     return checkpoint
+
+
+def _frozen(base: Base, device: str) -> tuple[FrozenPolicy, str]:
+    """Return the policy, and its fingerprint before anything is attached."""
+    policy = base.load()
+    fingerprint = policy.fingerprint()
+    if base.load().fingerprint() != fingerprint:
+        raise ValueError(f"{base.path} makes another policy each time: load its weights, or seed what it draws")
+    return policy.to(device_of(device)), fingerprint
+
+
+def _demonstrations(policy: FrozenPolicy, config: dict[str, Any]) -> tuple[Demonstrations, dict[str, Any]]:
+    """Return the demonstrations, and the settings with the file that they are in."""
+    config = config | {"demos": config["demos"] or str(_own_episodes(policy, config))}
+    demos = load_demonstrations(config["demos"], config["observation"])
+    return demos.select(config["mask"]) if config["mask"] else demos, config
 
 
 def _own_episodes(policy: FrozenPolicy, config: dict[str, Any]) -> Path:

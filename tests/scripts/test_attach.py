@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 
-from helpers import POINT, point_demonstrations
+from helpers import POINT, point_demonstrations, same
 from programs import train_command
+from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.pretrain.demonstrations import load_demonstrations
 from zprl_sb3.scripts.common import find_demonstrations
@@ -45,7 +47,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_attached_calibrated_trained_and_evaluated(command: list[str], zprl: Any) -> None:
     code, out, err = zprl(*command, "evaluation.episodes=4")
     assert code == 0, err
-    assert "Attaching a bottleneck to mine.py:make (module) with 3 demonstrations" in out
+    assert "Attaching a bottleneck to mine.py:make (module) with 3 demonstrations; TensorBoard" in out
     assert "| base through the bottleneck |" in out
     checkpoint = Path("runs/mine/policy")
     policy = load_policy(checkpoint)
@@ -85,6 +87,29 @@ def test_what_does_not_fit_is_said_before_any_work(command: list[str], zprl: Any
     assert code == 1
     assert re.search(words, err), err
     assert not Path("runs/mine/pretrain.yml").exists()
+
+
+def test_a_bottleneck_that_comes_with_the_policy_is_kept(command: list[str], zprl: Any) -> None:
+    own = MINE.replace("    return SplitPolicy(", "    policy = SplitPolicy(") + (
+        "    from zprl_sb3 import Bottleneck, BottleneckConfig\n"
+        "    th.manual_seed(1)\n"
+        "    policy.bottleneck = Bottleneck(4, BottleneckConfig(2, 8))\n"
+        "    return policy\n"
+    )
+    Path("mine.py").write_text(own)
+    kept = [part for part in command if not part.startswith("latent_dim")]
+    code, out, err = zprl(*kept, "evaluation.episodes=0")
+    assert code == 0, err
+    assert "keeps the bottleneck that it was trained with" in out
+    th.manual_seed(1)
+    expected, policy = Bottleneck(4, BottleneckConfig(2, 8)), load_policy("runs/mine/policy")
+    assert policy.bottleneck is not None
+    assert same(policy.bottleneck.state_dict().values(), expected.state_dict().values())
+    code, out, err = zprl(*command, "evaluation.episodes=0", "output=runs/other")
+    assert code == 0, err
+    policy = load_policy("runs/other/policy")
+    assert policy.bottleneck is not None
+    assert policy.bottleneck.latent_dim == 3
 
 
 def test_a_function_that_makes_another_policy_each_time_is_refused(command: list[str], zprl: Any) -> None:
