@@ -163,7 +163,10 @@ def check_demonstrations(demos: Demonstrations, policy: SteerablePolicy) -> None
     found = {key: tuple(episodes[0].shape[1:]) for key, episodes in demos.observations.items()}
     for key, shape in policy.observation_shapes.items():
         if found.get(key) != tuple(shape):
-            raise ValueError(f"The policy sees {key!r} of shape {tuple(shape)}, {demos.path} holds {found}")
+            raise ValueError(
+                f"The policy sees {key!r} of shape {tuple(shape)}, {demos.path} holds {found}. If that is called "
+                "otherwise there, or made of several, tell the adapter: options.keys={INPUT: [KEY]}, options.shapes"
+            )
     if (size := demos.actions[0].shape[1]) != policy.action_dim:
         raise ValueError(f"The policy's actions have {policy.action_dim} numbers, those in {demos.path} {size}")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -42,6 +42,8 @@ def readable_error(error: Exception, program: str = "pretrain") -> ValueError:
     :param program: The program that was called
     """
     reasons = [str(each).splitlines()[0] for each in (error, error.__cause__) if each is not None]
+    if isinstance(error, OverrideParseException):
+        reasons.append("""a value with "=" or brackets in it needs quotes, as in "policy='a=1.ckpt'\"""")
     return ValueError(f"{': '.join(reasons)} (`zprl {program} --help` shows all settings)")
 
 

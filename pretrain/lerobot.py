@@ -27,7 +27,7 @@ from zprl_sb3.pretrain.videos import Video, read_frames, scan_video
 Array = NDArray[Any]
 
 ACTION, REWARD, SUCCESS = "action", "next.reward", "next.success"
-FORMATS = ("PNG", "JPEG", "WEBP")  # others' readers call programs, Ghostscript for one
+FORMATS = ("PNG", "JPEG", "WEBP")  # there are formats that other programs are called for, such as Ghostscript
 
 
 class LeRobotFolder:

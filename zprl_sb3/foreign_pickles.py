@@ -82,7 +82,7 @@ def named(path: str | Path) -> Iterator[None]:
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path} is refused: {error}") from error
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a pickle: {error!r}") from error
+        raise ValueError(f"{path} cannot be read: it is damaged, or another kind of file ({error!r})") from error
 
 
 def _load_bytes(unpickler: Any) -> None:

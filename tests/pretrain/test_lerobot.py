@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -13,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from PIL import Image
 
 from lerobot_folders import change_info, write_lerobot, write_video
 from zprl_sb3.pretrain.demonstrations import DemonstrationError
@@ -326,6 +328,20 @@ def test_a_damaged_image_is_named(old: Path) -> None:
     rewrite(old, TABLE, without)
     with pytest.raises(DemonstrationError, match=f"episode 1, {HAND}: an image is missing or damaged"):
         list(open_lerobot(old, ARM).episodes)
+
+
+def test_images_of_another_size_or_kind_are_not_decoded(old: Path) -> None:
+    for kind, size, message in (("PNG", (9000, 9000), "images of"), ("EPS", (32, 32), "missing or damaged")):
+        stored = io.BytesIO()
+        Image.new("RGB", size).save(stored, kind)
+
+        def other(table: Any, content: bytes = stored.getvalue()) -> Any:
+            images = [{"bytes": content, "path": None}] * table.num_rows
+            return table.drop_columns(HAND).append_column(HAND, pyarrow.array(images))
+
+        rewrite(old, TABLE, other)
+        with pytest.raises(DemonstrationError, match=f"episode 1, {HAND}: .*{message}"):
+            list(open_lerobot(old, ARM).episodes)
 
 
 def test_features_and_keys_that_are_not_there_are_listed(walks: Any) -> None:

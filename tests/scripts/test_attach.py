@@ -51,6 +51,7 @@ def test_attached_calibrated_trained_and_evaluated(command: list[str], zprl: Any
     assert code == 0, err
     assert "Attaching a bottleneck to mine.py:make (module) with 3 demonstrations; TensorBoard" in out
     assert "| base through the bottleneck |" in out
+    assert f"export {TRUSTED}='{Path('mine.py').resolve()}:make'" in out
     checkpoint = Path("runs/mine/policy")
     policy = load_policy(checkpoint)
     assert policy.bottleneck is not None
@@ -77,9 +78,11 @@ def test_attached_calibrated_trained_and_evaluated(command: list[str], zprl: Any
     ("change", "words"),
     [
         ("policy=nothing.ckpt", "nothing.ckpt"),
-        ("policy=nothing", "there is no such file or folder. Policies that can be read .*lerobot: LeRobot's folders"),
+        ("policy=nothing", "there is no such file or folder. Policies that can be read: .*lerobot: LeRobot's folders"),
         ("adapter=onnx", "There is no adapter 'onnx'"),
-        ("+options.speed=3", "has no such option|unexpected"),
+        ("+options.speed=3", "mine.py:make cannot be called with the options {'speed': 3}: got an unexpected"),
+        ("options.speed=3", "'speed' is not in struct"),
+        ("policy=a=b.ckpt", "needs quotes, as in \"policy='a=1.ckpt'\""),
         ("demos=none.hdf5", "none.hdf5: no such file"),
         ("latent=3", "zprl attach --help"),
     ],

@@ -153,7 +153,7 @@ def newer(config: dict[str, Any]) -> None:
     [
         (no_base, "does not say what it was attached to"),
         (other_adapter, "There is no adapter 'onnx'"),
-        (other_option, "has no such option"),
+        (other_option, "has no such option|cannot be called with the options"),
         (other_size, "do not fit each other"),
         (newer, "has format version 9, this zprl_sb3 reads up to 1"),
     ],

@@ -11,7 +11,16 @@ import pytest
 import torch as th
 
 from helpers import POINT_ID, tiny_policy
-from zprl_sb3.checkpoint import CONFIG, FORMAT_VERSION, WEIGHTS, CheckpointError, load_policy, read_config, save_policy
+from zprl_sb3.checkpoint import (
+    CONFIG,
+    FORMAT,
+    VERSIONS,
+    WEIGHTS,
+    CheckpointError,
+    load_policy,
+    read_config,
+    save_policy,
+)
 from zprl_sb3.files import sha256
 from zprl_sb3.policy import IMAGE_SETTINGS, FlowPolicy
 
@@ -171,14 +180,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "config not text": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), CONFIG, "is damaged"),
     "config of another project": (lambda f: (f / CONFIG).write_text('{"model": "bert"}'), CONFIG, "not a zprl_sb3"),
     "config that is a list": (lambda f: (f / CONFIG).write_text("[1]"), CONFIG, "not a zprl_sb3"),
-    "newer format": (lambda f: edit(f, format_version=FORMAT_VERSION + 1), CONFIG, "upgrade it"),
+    "newer format": (lambda f: edit(f, format_version=VERSIONS[FORMAT] + 1), CONFIG, "upgrade it"),
     "format in words": (lambda f: edit(f, format_version="1"), CONFIG, "format_version is a whole number, not '1'"),
     "format as a list": (lambda f: edit(f, format_version=[1]), CONFIG, r"whole number, not \[1\]"),
     "format unknown": (lambda f: edit(f, format_version=None), CONFIG, "whole number, not None"),
     "config without its entries": (
         lambda f: (f / CONFIG).write_text('{"format": "zprl_sb3.policy"}'),
         CONFIG,
-        "lacks format_version, env_id, policy, bottleneck, weights_sha256",
+        "lacks format_version, env_id, bottleneck, weights_sha256, policy",
     ),
     "unknown setting": (add_unknown_setting, CONFIG, "lacks or mistakes a setting: .*flux"),
     "setting lost": (lambda f: edit(f, policy={"action_dim": 2}), CONFIG, "lacks or mistakes a setting: .*observation"),

@@ -6,7 +6,9 @@ project that the checkpoint is from, unless its docstring says so.
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,11 @@ CODE = ("module",)
 """Adapters that run code of the checkpoint's."""
 FILES = ("normalize",)
 """Options that name a file; a relative path is from where the checkpoint's own is."""
+TABLES = {"keys": "{INPUT: [KEY, KEY]}", "shapes": "{KEY: [9], CAMERA: [84, 84, 3]}"}
+NUMBERS = ("chunk", "sampling_steps")
+"""Options that all adapters have alike, of these types."""
+LEROBOT = ("pretrained_model", "snapshots")
+"""In the folders of a training's checkpoint and of a repository in the cache of ``huggingface_hub``."""
 SUFFIXES = {".ckpt": "diffusion_policy", ".pth": "robomimic", ".zip": "sb3"}
 
 
@@ -37,15 +44,21 @@ def adapter_of(path: str | Path) -> str:
     :param path: The checkpoint
     :raises AdapterError: If it looks like none of them
     """
-    if Path(path).suffix in SUFFIXES:
-        return SUFFIXES[Path(path).suffix]
-    if ":" in Path(path).name:
+    path = Path(path)
+    if path.suffix in SUFFIXES:
+        return SUFFIXES[path.suffix]
+    if ":" in path.name:
         return "module"
-    config = Path(path) / "config.json"
-    if config.is_file():
-        return "zprl" if str(_read(config).get("format", "")).startswith("zprl_sb3.") else "lerobot"
-    what = "there is no such file or folder" if not Path(path).exists() else "it looks like none of them"
-    raise AdapterError(f"{path}: {what}. Policies that can be read (adapter=NAME chooses): {_known()}")
+    if (path / "config.json").is_file():
+        return "zprl" if str(_read(path / "config.json").get("format", "")).startswith("zprl_sb3.") else "lerobot"
+    if any((path / name).is_dir() for name in LEROBOT):
+        return "lerobot"
+    what = "its name does not tell what it is, adapter=NAME does"
+    if path.is_dir():
+        what = "the folder has no config.json, as a policy's of LeRobot and of zprl pretrain has"
+    raise AdapterError(
+        f"{path}: {what if path.exists() else 'there is no such file or folder'}. Policies that can be read: {_known()}"
+    )
 
 
 def _read(config: Path) -> dict[str, Any]:
@@ -66,15 +79,23 @@ def open_policy(path: str | Path, adapter: str, **options: Any) -> FrozenPolicy:
     :param adapter: One of :data:`ADAPTERS`
     :param options: Of that adapter, documented at its ``load``
     :raises AdapterError: If the checkpoint cannot be read, or is of another kind
-    :raises ValueError: If there is no such adapter or option
+    :raises ValueError: If there is no such adapter or option, or an option is of another type
     """
     if adapter not in ADAPTERS:
         raise ValueError(f"There is no adapter {adapter!r}. There are: {_known()}")
-    module = import_module(f"{__name__}.{adapter}")
-    try:
-        policy: FrozenPolicy = module.load(path, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ValueError(f"The adapter {adapter!r} has no such option: {error}") from error
-    return policy.freeze()
+    load: Callable[..., FrozenPolicy] = import_module(f"{__name__}.{adapter}").load
+    _check_options(adapter, load, options)
+    return load(path, **options).freeze()
+
+
+def _check_options(adapter: str, load: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    _, *known = inspect.signature(load).parameters
+    if adapter not in CODE and (unknown := [name for name in options if name not in known]):
+        raise ValueError(f"The adapter {adapter!r} has no such option: {unknown[0]!r}. It has {', '.join(known)}")
+    for name in TABLES if adapter not in CODE else ():
+        table = options.get(name) or {}
+        if not isinstance(table, Mapping) or not all(isinstance(each, (list, tuple)) for each in table.values()):
+            raise ValueError(f"The option {name} gives each name a list, {TABLES[name]}, and is not {table}")
+    for name in NUMBERS:
+        if not (isinstance(options.get(name, 1), int) or options[name] is None):
+            raise ValueError(f"The option {name} is a whole number, not {options[name]!r}")

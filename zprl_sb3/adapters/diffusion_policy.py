@@ -12,8 +12,9 @@ the actions of the observed frames too; what is returned begins with the present
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from zprl_sb3.adapters.diffusion_policy_encoders import HybridEncoder, ImageEnco
 from zprl_sb3.adapters.diffusion_policy_file import Checkpoint, read_checkpoint
 from zprl_sb3.adapters.inputs import environment_keys
 from zprl_sb3.adapters.unet import Unet1d
-from zprl_sb3.adapters.weights import load_strictly
+from zprl_sb3.adapters.weights import rebuilt
 from zprl_sb3.adapters.zprl_authors import Flow, embedded_features, encoder_settings, read_bottleneck, renamed_encoder
 from zprl_sb3.policy import Observation
 from zprl_sb3.wrappers.chunking import BOX_KEY
@@ -122,9 +123,9 @@ def _policy(
     if list(plan.inputs) == ["obs"]:
         keys = {"obs": [BOX_KEY], **(keys or {})}
     groups, observed = environment_keys(plan.inputs, keys, shapes)
-    encoder, tensors = _encoder(kind, checkpoint, plan)
+    make, tensors = _encoder(kind, checkpoint, plan)
+    encoder = rebuilt(make, tensors, checkpoint.path, f"the observation encoder of a {kind}")
     policy = UnetPolicy(checkpoint, plan, groups, observed, encoder)
-    load_strictly(encoder, tensors, checkpoint.path, f"the observation encoder of a {kind}")
     policy.bottleneck = read_bottleneck(checkpoint, policy.context_dim)
     return policy
 
@@ -167,23 +168,24 @@ def _image(settings: Mapping[str, Any], generator: Diffusion | Flow) -> Plan:
     return Plan(inputs, action_dim, unet, settings["horizon"], frames - 1, frames, chunk, generator)
 
 
-def _encoder(kind: str, checkpoint: Checkpoint, plan: Plan) -> tuple[Encoder, Mapping[str, th.Tensor]]:
-    """Return the encoder and the weights that belong to it."""
+def _encoder(kind: str, checkpoint: Checkpoint, plan: Plan) -> tuple[Callable[[], Encoder], Mapping[str, th.Tensor]]:
+    """Return what makes the encoder, and the weights that belong to it."""
     tensors: Mapping[str, th.Tensor] = checkpoint.part("obs_encoder.")
     if kind == LOWDIM:
-        return VectorEncoder(plan.inputs), tensors
+        return partial(VectorEncoder, plan.inputs), tensors
     if kind == HYBRID:
-        return HybridEncoder(plan.inputs, checkpoint.settings), of_robomimic(tensors)
+        return partial(HybridEncoder, plan.inputs, checkpoint.settings), of_robomimic(tensors)
     settings = checkpoint.settings["obs_encoder"]
     if not isinstance(plan.generator, Flow):
-        return ImageEncoder(plan.inputs, settings), tensors
+        return partial(ImageEncoder, plan.inputs, settings), tensors
     tensors = renamed_encoder(tensors, checkpoint.path)
-    return ImageEncoder(plan.inputs, encoder_settings(settings), embedded_features(tensors)), tensors
+    return partial(ImageEncoder, plan.inputs, encoder_settings(settings), embedded_features(tensors)), tensors
 
 
 def _unet(checkpoint: Checkpoint, plan: Plan, context_dim: int) -> Unet1d:
     about, widths = plan.unet, plan.unet["down_dims"]
-    unet = Unet1d(
+    make = partial(
+        Unet1d,
         plan.action_dim,
         context_dim,
         widths,
@@ -196,8 +198,7 @@ def _unet(checkpoint: Checkpoint, plan: Plan, context_dim: int) -> Unet1d:
     tensors = checkpoint.part("model.")
     for old, new in names:
         tensors = {re.sub(old, new, name): value for name, value in tensors.items()}
-    load_strictly(unet, tensors, checkpoint.path, f"a U-Net of {list(widths)} for a context of {context_dim} numbers")
-    return unet
+    return rebuilt(make, tensors, checkpoint.path, f"a U-Net of {list(widths)} for a context of {context_dim} numbers")
 
 
 class UnetPolicy(AdaptedPolicy):

@@ -23,8 +23,6 @@ def environment_keys(
     :raises AdapterError: If a name is unknown, a shape is missing, or the sizes do not add up to the input's
     """
     keys, told = keys or {}, {key: tuple(shape) for key, shape in (shapes or {}).items()}
-    if texts := [group for group in keys.values() if isinstance(group, str)]:
-        raise AdapterError(f"the option keys gives each input a list, [{texts[0]}] and not {texts[0]}")
     groups = {name: list(keys.get(name, [name])) for name in inputs}
     used = [key for group in groups.values() for key in group]
     _check_names("keys", keys, list(inputs))

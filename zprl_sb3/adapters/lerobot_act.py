@@ -32,7 +32,7 @@ from zprl_sb3.adapters.base import MAX_CONTEXT, AdapterError
 from zprl_sb3.adapters.lerobot_folder import ENVIRONMENT, STATE, Folder
 from zprl_sb3.adapters.lerobot_policy import Inputs, LeRobotPolicy, action_size
 from zprl_sb3.adapters.resnet import FrozenBatchNorm, map_shape, resnet
-from zprl_sb3.adapters.weights import load_strictly
+from zprl_sb3.adapters.weights import rebuilt
 from zprl_sb3.policy import Observation
 
 TEMPERATURE = 10_000  # of positional embeddings: the ratio of the slowest to the fastest wavelength
@@ -205,7 +205,13 @@ class ActPolicy(LeRobotPolicy):
         if steer not in ("tokens", "chunk"):
             raise AdapterError(f"the option steer is 'tokens' or 'chunk', not {steer!r}")
         config, self.steer = folder.config, steer
-        network = ActNetwork(config, inputs, action_size(folder))
+        weights = {
+            name.removeprefix("model."): value
+            for name, value in folder.weights.items()
+            if not name.startswith("model.vae_encoder")  # only for training
+        }
+        what = f"ACT with {config['n_encoder_layers']} + {config['n_decoder_layers']} layers of {config['dim_model']}"
+        network = rebuilt(lambda: ActNetwork(config, inputs, action_size(folder)), weights, folder.file, what)
         tokens, self.token_dim = network.positions.shape
         size = config["chunk_size"] * action_size(folder) + sum(inputs.vectors.values())
         if steer == "tokens":
@@ -213,13 +219,6 @@ class ActPolicy(LeRobotPolicy):
             size = tokens * self.token_dim
         super().__init__(folder, inputs, size, config["chunk_size"], chunk)
         self.network = network
-        weights = {
-            name.removeprefix("model."): value
-            for name, value in folder.weights.items()
-            if not name.startswith("model.vae_encoder")  # only for training
-        }
-        what = f"ACT with {config['n_encoder_layers']} + {config['n_decoder_layers']} layers of {self.token_dim}"
-        load_strictly(network, weights, folder.file, what)
         if config["temporal_ensemble_coeff"] is not None:
             warnings.warn(
                 f"{folder.path} was meant for temporal ensembling, which is not used here: chunks are executed as they "

@@ -20,7 +20,7 @@ from zprl_sb3.adapters.lerobot_folder import ENVIRONMENT, STATE, Folder
 from zprl_sb3.adapters.lerobot_policy import Inputs, LeRobotPolicy, action_size
 from zprl_sb3.adapters.resnet import group_norm, map_shape, resnet
 from zprl_sb3.adapters.unet import Unet1d
-from zprl_sb3.adapters.weights import load_strictly
+from zprl_sb3.adapters.weights import rebuilt
 from zprl_sb3.policy import Observation
 
 SCHEDULER = (
@@ -156,7 +156,9 @@ class DiffusionPolicy(LeRobotPolicy):
         sampler = config["noise_scheduler_type"].lower()
         diffusion = Diffusion.of(settings, sampler, config["num_inference_steps"])
         past, total, action_dim = config["n_obs_steps"] - 1, config["horizon"], action_size(folder)
-        network = DiffusionNetwork(config, inputs, action_dim)
+        weights = {name.removeprefix("diffusion."): value for name, value in folder.weights.items()}
+        what = f"a Diffusion Policy with a U-Net of {list(config['down_dims'])}"
+        network = rebuilt(lambda: DiffusionNetwork(config, inputs, action_dim), weights, folder.file, what)
         super().__init__(
             folder,
             inputs,
@@ -168,8 +170,6 @@ class DiffusionPolicy(LeRobotPolicy):
             target_steps=range(-past, total - past),
         )
         self.network, self.diffusion = network, diffusion
-        weights = {name.removeprefix("diffusion."): value for name, value in folder.weights.items()}
-        load_strictly(network, weights, folder.file, f"a Diffusion Policy with a U-Net of {list(config['down_dims'])}")
 
     def context(self, obs: Observation) -> th.Tensor:
         images = [self.image(obs, name) for name in self.inputs.images]

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -180,6 +181,10 @@ def load(path: str | Path, chunk: int | None = None, **arguments: Any) -> Adapte
         function = getattr(module, name, None)
         if not callable(function):
             raise AdapterError(f"There is no function {name} in {place}, only {', '.join(_own(module)) or 'nothing'}")
+        try:
+            inspect.signature(function).bind(**arguments)
+        except (TypeError, ValueError) as error:  # ValueError: it is one of C that does not tell
+            raise AdapterError(f"{path} cannot be called with the options {arguments}: {error}") from error
         policy = function(**arguments)
     if not isinstance(policy, AdaptedPolicy):
         raise AdapterError(

@@ -28,15 +28,35 @@ from torch import nn
 
 from zprl_sb3.adapters.base import AdaptedPolicy, AdapterError
 from zprl_sb3.adapters.inputs import Shape, environment_keys
-from zprl_sb3.adapters.robomimic_heads import Head, Mixture, draw, make_head
+from zprl_sb3.adapters.robomimic_heads import Mixture, draw, make_head
 from zprl_sb3.adapters.standardizer import Standardizer, Statistics
 from zprl_sb3.adapters.torch_files import read_torch_file
-from zprl_sb3.adapters.weights import load_strictly
+from zprl_sb3.adapters.weights import rebuilt
 from zprl_sb3.policy import Observation
 
 VECTORS = "low_dim"
 PARTS = ("model", "config", "algo_name", "shape_metadata")
 MISTAKEN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class Network(nn.Module):
+    """Hidden layers, and what makes actions of the last one.
+
+    :param algo: ``config.algo``
+    :param features: D
+    :param action_dim: A
+    """
+
+    def __init__(self, algo: Mapping[str, Any], features: int, action_dim: int) -> None:
+        super().__init__()
+        sizes = [features, *map(int, algo["actor_layer_dims"])]
+        layers = [part for pair in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(*pair), nn.ReLU())]
+        self.mlp, self.decoder = nn.Sequential(*layers), make_head(algo, sizes[-1], action_dim)
+
+    def forward(self, features: th.Tensor) -> Mixture:
+        """Return the distribution of actions for features (B, D)."""
+        mixture: Mixture = self.decoder(self.mlp(features))
+        return mixture
 
 
 class RobomimicPolicy(AdaptedPolicy):
@@ -45,8 +65,7 @@ class RobomimicPolicy(AdaptedPolicy):
     :param standardizer: Of all vectors side by side
     :param groups: The environment's keys of each input, in the policy's order
     :param shapes: Of those keys
-    :param mlp: Hidden layers
-    :param head: What makes actions of the last one
+    :param network: From these vectors to actions
     :param action_dim: A
     :param chunk: 1
     """
@@ -56,15 +75,13 @@ class RobomimicPolicy(AdaptedPolicy):
         standardizer: Standardizer,
         groups: Mapping[str, Sequence[str]],
         shapes: Mapping[str, Shape],
-        mlp: nn.Sequential,
-        head: Head,
+        network: Network,
         action_dim: int,
         chunk: int = 1,
     ) -> None:
-        super().__init__(
-            shapes, action_dim, standardizer.features, horizon=1, chunk=chunk, noise_shape=(head.noise_dim,)
-        )
-        self.standardizer, self.mlp, self.decoder = standardizer, mlp, head
+        noise_shape = (network.decoder.noise_dim,)
+        super().__init__(shapes, action_dim, standardizer.features, horizon=1, chunk=chunk, noise_shape=noise_shape)
+        self.standardizer, self.network = standardizer, network
         self.groups = groups
 
     def context(self, obs: Observation) -> th.Tensor:
@@ -75,7 +92,7 @@ class RobomimicPolicy(AdaptedPolicy):
 
     def mixture(self, context: th.Tensor) -> Mixture:
         """Return the distribution of actions for vectors (B, C)."""
-        mixture: Mixture = self.decoder(self.mlp(context))
+        mixture: Mixture = self.network(context)
         return mixture
 
     def generate(self, context: th.Tensor, noise: th.Tensor) -> th.Tensor:
@@ -101,9 +118,10 @@ class RobomimicPolicy(AdaptedPolicy):
 
     def settings(self) -> dict[str, object]:
         """Return what, beside the weights, decides what the policy does."""
-        head = {name: value for name, value in vars(self.decoder).items() if isinstance(value, (bool, float, str))}
+        decoder = self.network.decoder
+        head = {name: value for name, value in vars(decoder).items() if isinstance(value, (bool, float, str))}
         head.pop("training")
-        return super().settings() | {"head": type(self.decoder).__name__, "groups": self.groups} | head
+        return super().settings() | {"head": type(decoder).__name__, "groups": self.groups} | head
 
 
 def load(
@@ -133,15 +151,17 @@ def load(
         asked = {VECTORS: (standardizer.features,)} if VECTORS in (keys or {}) else inputs
         groups, env_shapes = environment_keys(asked, keys, shapes)
         action_dim = int(content["shape_metadata"]["ac_dim"])
-        mlp, head = _network(config["algo"], standardizer.features, action_dim)
-        load_strictly(
-            nn.ModuleDict({"mlp": mlp, "decoder": head}), _weights(content["model"]), Path(path), _told(config)
+        network = rebuilt(
+            lambda: Network(config["algo"], standardizer.features, action_dim),
+            _weights(content["model"]),
+            Path(path),
+            _told(config),
         )
     except AdapterError as error:
         raise AdapterError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except MISTAKEN as error:
         raise AdapterError(f"{path} lacks or mistakes an entry that robomimic writes: {error!r}") from error
-    return RobomimicPolicy(standardizer, groups, env_shapes, mlp, head, action_dim, 1 if chunk is None else chunk)
+    return RobomimicPolicy(standardizer, groups, env_shapes, network, action_dim, 1 if chunk is None else chunk)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -195,12 +215,6 @@ def _standardizer(inputs: Mapping[str, Shape], statistics: Any, train: Mapping[s
         for part in ("mean", "std")
     )
     return Standardizer(size, Statistics(mean, deviation))
-
-
-def _network(algo: Mapping[str, Any], features: int, action_dim: int) -> tuple[nn.Sequential, Head]:
-    sizes = [features, *map(int, algo["actor_layer_dims"])]
-    layers = [part for pair in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(*pair), nn.ReLU())]
-    return nn.Sequential(*layers), make_head(algo, sizes[-1], action_dim)
 
 
 def _weights(model: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:

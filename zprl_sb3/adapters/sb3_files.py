@@ -108,7 +108,7 @@ BOX = re.compile(r"'([^']+)'(?:: |, )Box\((?:(?!Box\().)*?, \(([\d, ]*)\), (\w+)
 
 def _boxes(text: str) -> dict[str, tuple[Shape, str]]:
     if rest := re.sub(r"OrderedDict|Dict|[\[\](){},\s]", "", BOX.sub("", text)):
-        raise AdapterError(f"its observations are no dictionary of boxes, there is also {rest[:60]}")
+        raise AdapterError(f"its observations are not only boxes, there is also {rest[:60]}. Use adapter=module")
     return {key: (tuple(map(int, re.findall(r"\d+", shape))), dtype) for key, shape, dtype in BOX.findall(text)}
 
 

@@ -21,7 +21,7 @@ import torch as th
 from zprl_sb3.adapters.base import AdapterError
 from zprl_sb3.adapters.diffusion import Denoiser
 from zprl_sb3.adapters.diffusion_policy_file import Checkpoint
-from zprl_sb3.adapters.weights import load_strictly
+from zprl_sb3.adapters.weights import rebuilt
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.flow import LEVELS, flow_loss, sample, time_grid
 
@@ -152,8 +152,9 @@ def read_bottleneck(checkpoint: Checkpoint, context_dim: int) -> Bottleneck | No
     if "mean.weight" not in tensors:
         raise AdapterError(f"{checkpoint.path} has no mean among the weights of its bottleneck: {_first(list(rest))}")
     latent, hidden = tensors["mean.weight"].shape
-    bottleneck = Bottleneck(context_dim, BottleneckConfig(latent, hidden))
-    load_strictly(bottleneck, tensors, checkpoint.path, f"a bottleneck of {latent} for {context_dim} numbers")
+    what = f"a bottleneck of {latent} for {context_dim} numbers"
+    config = BottleneckConfig(latent, hidden)
+    bottleneck = rebuilt(lambda: Bottleneck(context_dim, config), tensors, checkpoint.path, what)
     with th.no_grad():  # the authors' option to add 2 log α to the log variance
         bottleneck.log_var.bias.add_(2 * math.log(checkpoint.settings.get("vib_alpha", 1.0)))
     return bottleneck

@@ -340,12 +340,13 @@ def test_other_kinds_of_policies(copied):
             {"dim_model": 16},
             r"model\.safetensors does not hold the weights of ACT.*another shape.*\(2, 8\), not \(2, 16\)",
         ),
+        ({"dim_feedforward": 1 << 42}, r"another shape: .* not \(4398046511104, 8\)"),  # 140 TB
         ({"n_encoder_layers": 3}, r"missing: encoder\.layers\.2\.linear1\.bias.* and 7 more"),
         ({"n_decoder_layers": 0}, r"not part of it: decoder\.layers\.0"),
         ({"feedforward_activation": "glu"}, r"config\.json lacks or mistakes a setting: KeyError: 'glu'"),
         (
             {"output_features": {"action": {"type": "ACTION", "shape": [7]}}},
-            "statistics of 'action' are of size 2.*of 7",
+            r"another shape: action_head\.bias \(2,\), not \(7,\)",
         ),
         ({"normalization_mapping": {"STATE": "LOG"}}, "'LOG' of 'observation.state' is none of IDENTITY"),
         ({"input_features": {}}, "sees neither an image nor"),
@@ -370,7 +371,7 @@ def test_another_robots_state(copied):
     features = json.loads((folder / "config.json").read_text())["input_features"]
     features["observation.state"]["shape"] = [6]
     rewrite(folder / "config.json", input_features=features)
-    refused(folder, r"statistics of 'observation\.state' are of size 3, it is of 6")
+    refused(folder, r"another shape: unet\.down_modules\.0\.0\.cond_encoder\.1\.weight \(16, 29\), not \(16, 38\)")
 
 
 @pytest.mark.parametrize(
@@ -409,6 +410,8 @@ def test_missing_statistics(copied):
     del steps[0]["state_file"]
     rewrite(folder / "policy_postprocessor.json", steps=steps)
     refused(folder, r"policy_postprocessor\.json lacks the mean and std of 'action', which MEAN_STD needs")
+    rewrite(folder / "policy_postprocessor.json", steps=[steps[0] | {"state_file": "../../other.safetensors"}])
+    refused(folder, r"names '\.\./\.\./other\.safetensors', which is not in the same folder")
     rewrite(folder / "policy_postprocessor.json", steps=[])
     refused(folder, "no step 'unnormalizer_processor'")
     rewrite(folder / "policy_postprocessor.json", steps=[{"registry_name": "delta_action_processor"}, *steps])

@@ -120,7 +120,7 @@ def test_options_and_fingerprint(project):
     assert open_policy(path, "module").fingerprint() != policy.fingerprint()
     with pytest.raises(ValueError, match="chunk of 4 actions"):
         open_policy(path, "module", chunk=4)
-    with pytest.raises(ValueError, match="no such option: make"):
+    with pytest.raises(ValueError, match=r"cannot be called with the options.*volume"):
         open_policy(path, "module", volume=2.0)
 
 

@@ -124,7 +124,7 @@ def test_fingerprints():
     assert len(prints) == len(names)
     again = open_policy(FOLDER / "gmm.pth", "robomimic")
     assert again.fingerprint() in prints
-    again.decoder.low_noise = False
+    again.network.decoder.low_noise = False
     assert again.fingerprint() not in prints
 
 

@@ -194,8 +194,6 @@ def test_an_input_made_of_several_keys(path):
         AdapterError, match=r"input 'state' is of shape \(4,\), not made of proprio \(3,\) \+ object \(2"
     ):
         load(path, keys=keys, shapes={"proprio": [3], "object": [2]})
-    with pytest.raises(AdapterError, match=r"keys gives each input a list, \[proprio\] and not proprio"):
-        load(path, keys={"state": "proprio"})
     with pytest.raises(AdapterError, match=r"keys names \['stat'\], there is only \['state'\]"):
         load(path, keys={"stat": ["proprio"]})
 
@@ -305,7 +303,7 @@ def test_a_bomb_in_the_statistics_is_refused(path, tmp_path):
     [
         (None, "there are no statistics"),
         (pickle.dumps({"mean": 0}), "holds no VecNormalize"),
-        (pickle.dumps([1, 2])[:-4], "cannot be read as a pickle"),
+        (pickle.dumps([1, 2])[:-4], "cannot be read: it is damaged"),
         ("other", r"has statistics of \['grip', 'hand', 'object'\], the policy the inputs \['state'\]"),
         ("larger", "statistics are of 5 values, the policy's input has 4"),
     ],
@@ -372,7 +370,7 @@ def test_dictionaries_of_other_spaces_are_refused(path):
     rewritten(path, {"observation_space": {"spaces": older}})
     assert load(path).observation_shapes == {"grip": (4,), "hand": (3,), "object": (3,)}
     rewritten(path, {"observation_space": {"spaces": "{'a': Discrete(3), 'b': Box(-1, 1, (3,), float32)}"}})
-    with pytest.raises(AdapterError, match="no dictionary of boxes, there is also 'a':Discrete3"):
+    with pytest.raises(AdapterError, match="not only boxes, there is also 'a':Discrete3"):
         load(path)
 
 
