@@ -1,6 +1,6 @@
 """A SAC agent that is stopped before it has learned its task: the base policy of docs/results/attach.md.
 
-    python train_sac.py 3000 agent.zip
+``python train_sac.py 6000 agent.zip``
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ gym.register_envs(gymnasium_robotics)
 def main(steps: str, output: str) -> None:
     """Train for so many env steps and write the agent."""
     env = gym.make("FetchReachDense-v4")
-    model = SAC("MultiInputPolicy", env, learning_starts=500, seed=0, device="cpu", policy_kwargs={"net_arch": [64, 64]})
+    settings = {"learning_starts": 500, "learning_rate": 2e-3, "gamma": 0.95, "policy_kwargs": {"net_arch": [64, 64]}}
+    model = SAC("MultiInputPolicy", env, seed=0, device="cpu", **settings)
     model.learn(int(steps), progress_bar=True)
     model.save(output)
 
