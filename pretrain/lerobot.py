@@ -27,6 +27,7 @@ from zprl_sb3.pretrain.videos import Video, read_frames, scan_video
 Array = NDArray[Any]
 
 ACTION, REWARD, SUCCESS = "action", "next.reward", "next.success"
+FORMATS = ("PNG", "JPEG", "WEBP")  # others' readers call programs, Ghostscript for one
 
 
 class LeRobotFolder:
@@ -121,11 +122,11 @@ class LeRobotFolder:
     def _decoded(self, episode: StoredEpisode, name: str, stored: Any) -> Array:
         where = f"{_where(episode)}, {name}"
         try:
-            image = np.asarray(Image.open(io.BytesIO(stored["bytes"])).convert("RGB"))
-        except (KeyError, OSError, TypeError) as error:
+            image = Image.open(io.BytesIO(stored["bytes"]), formats=FORMATS)
+            self._check_shape(where, name, (image.height, image.width, 3))  # before it is decoded
+            return np.asarray(image.convert("RGB"))
+        except (KeyError, OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
             raise DemonstrationError(f"{where}: an image is missing or damaged ({error!r})") from error
-        self._check_shape(where, name, image.shape)
-        return image
 
     def _check_shape(self, where: str, name: str, shape: tuple[int, ...]) -> None:
         if shape != self.files.shape(name):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ INFO, OLD_INFO = "meta/info.json", "meta_data/info.json"
 EPISODES = {"v2.1": "meta/episodes.jsonl", "v3.0": "meta/episodes"}
 EPISODE, TIME = "episode_index", "timestamp"
 PICTURES = ("image", "video")
+TEMPLATE = re.compile(r"(?:[^{}]|\{\w+(?::0?\dd)?\})+")  # of paths, as data/chunk-{chunk_index:03d}/{video_key}.mp4
 BATCH = 128  # rows that are read at once; of images in a table these are some megabytes
 CONVERTERS = {
     "v1": "with LeRobot 0.3.3 to 2.0, `python -m lerobot.datasets.v2.convert_dataset_v1_to_v2`, and then to 2.1, "
@@ -181,7 +183,12 @@ class LeRobotFiles:
         return StoredEpisode(index, length, tuple(row["tasks"]), path("data_path", "data"), clips)
 
     def _path(self, kind: str, **place: Any) -> Path:
-        return self.folder / str(self.info[kind]).format(**place)
+        template = str(self.info[kind])
+        path = Path(template.format(**place)) if TEMPLATE.fullmatch(template) else None
+        # Not resolved: in the cache of huggingface_hub the files are links that lead out of the folder.
+        if path is None or path.is_absolute() or ".." in path.parts:
+            raise DemonstrationError(f"{self.folder / INFO}: {kind} {template!r} does not lead to files of the folder")
+        return self.folder / path
 
 
 def _frame_shape(feature: dict[str, Any]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig
 
 from zprl_sb3.adapters import FrozenPolicy, adapter_of
-from zprl_sb3.attached import Base, save_attached
+from zprl_sb3.attached import TRUSTED, Base, save_attached, trust
 from zprl_sb3.files import recovered
 from zprl_sb3.locks import locked
 from zprl_sb3.pretrain.attaching import attach_bottleneck, check_demonstrations, default_training
@@ -36,7 +36,10 @@ def attach(config: dict[str, Any]) -> Path:
         folder holds another run
     """
     output = Path(config["output"])
-    base = Base(config["policy"], config["adapter"] or adapter_of(config["policy"]), config["options"])
+    options = {name: value for name, value in config["options"].items() if value is not None}
+    config = config | {"options": options}
+    base = Base(config["policy"], config["adapter"] or adapter_of(config["policy"]), options)
+    trust(base)  # whoever names code in this command wants it to be run
     policy, fingerprint = _frozen(base, config["device"])
     demos, config = _demonstrations(policy, config)
     keeps = policy.bottleneck is not None and config["latent_dim"] is None
@@ -62,6 +65,8 @@ def attach(config: dict[str, Any]) -> Path:
     facts = {"dataset_sha256": demos.sha256, "demonstrations": len(demos), "env_kwargs": demos.env_kwargs}
     save_attached(policy, checkpoint, base, fingerprint, **facts, training=config["training"])
     print(f"Wrote {checkpoint}, which needs {base.path} to stay where it is")
+    if base.code() is not None:
+        print(f"Other programs run your code only if you say so: export {TRUSTED}='{base.code()}'")
     return checkpoint
 
 

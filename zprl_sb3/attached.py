@@ -1,7 +1,12 @@
-"""Checkpoints of a bottleneck that was attached to another checkpoint: a folder that refers to that one."""
+"""Checkpoints of a bottleneck that was attached to another checkpoint: a folder that refers to that one.
+
+The other one may be a function of the user's own (adapter ``module``), which loading runs. A folder that somebody else
+made could name any function of any module, so such a one is loaded only where the user has said that it is trusted.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,9 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from zprl_sb3.adapters import AdaptedPolicy, FrozenPolicy, open_policy
+from zprl_sb3.adapters import CODE, FILES, AdaptedPolicy, FrozenPolicy, open_policy
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.checkpoint import ATTACHED, CONFIG, CheckpointError, read_weights, write_checkpoint
+
+TRUSTED = "ZPRL_TRUSTED_CODE"
+"""Environment variable: which functions attached checkpoints may run, each as it is named in errors, with commas."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +41,47 @@ class Base:
         :param near: A relative path is looked for from here and from every folder above this one
         :raises ValueError: If it cannot be read
         """
+        root = self._root(near)
+        files = {name: str(root / self.options[name]) for name in FILES if self.options.get(name)}
+        return open_policy(str(root / self.path), self.adapter, **{**self.options, **files})
+
+    def code(self, near: Path | None = None) -> str | None:
+        """Return the function that loading runs, by its full path if it is in a file; None where there is none.
+
+        :param near: As in :meth:`load`
+        """
+        if self.adapter not in CODE:
+            return None
+        path = self._root(near) / self.path
+        if _exists(path):
+            return str(path.resolve())
+        return (
+            None if self.path.rpartition(":")[0].endswith(".py") else self.path
+        )  # a file that is missing runs nothing
+
+    def _root(self, near: Path | None) -> Path:
+        """Return the folder that relative paths are from."""
         above = [] if near is None else near.resolve().parents
-        places = (folder / self.path for folder in (Path(), *above))
-        return open_policy(next(filter(_exists, places), self.path), self.adapter, **self.options)
+        return next((folder for folder in (Path(), *above) if _exists(folder / self.path)), Path())
 
 
 def _exists(path: Path) -> bool:
     return path.exists() or Path(str(path).rpartition(":")[0] or path).is_file()  # my_policy.py:make is a file, too
+
+
+def trust(base: Base) -> None:
+    """Let checkpoints run the function that a policy is made by, in this process and those that it starts."""
+    if (code := base.code()) is not None:
+        os.environ[TRUSTED] = ",".join(filter(None, [os.environ.get(TRUSTED), code]))
+
+
+def _check_trust(path: Path, base: Base) -> None:
+    code = base.code(near=path)
+    if code is not None and code not in os.environ.get(TRUSTED, "").split(","):
+        raise CheckpointError(
+            f"{path} was attached to what a function makes, and loading it would run that. Look at {code}, and if you "
+            f"trust it: export {TRUSTED}='{code}'"
+        )
 
 
 def save_attached(policy: FrozenPolicy, path: str | Path, base: Base, fingerprint: str, **metadata: Any) -> Path:
@@ -67,12 +109,14 @@ def load_attached(path: Path, config: Mapping[str, Any]) -> FrozenPolicy:
 
     :param path: The folder
     :param config: Its ``config.json``
-    :raises CheckpointError: If a file is missing or damaged, or the policy is not the one it was
+    :raises CheckpointError: If a file is missing or damaged, the policy is not the one it was, or comes from code that
+        is not trusted
     """
     base = _base(path, config["base"])
+    _check_trust(path, base)
     try:
         policy = base.load(near=path)
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise CheckpointError(
             f"{path} is a bottleneck attached to {base.path}, which cannot be read: {error}"
         ) from error

@@ -6,10 +6,11 @@ import io
 import math
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,10 @@ class Stub:
     arguments: tuple[Any, ...]
     items: dict[Any, Any]
     state: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """Return the name, without an address: what is printed is the same in every process."""
+        return f"<{self.origin}>"
 
     def __init__(self, *_: Any, **__: Any) -> None:
         """Take what ``__new__`` has kept."""
@@ -80,13 +85,25 @@ def named(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as a pickle: {error!r}") from error
 
 
-class Unpickler(pickle.Unpickler):
+def _load_bytes(unpickler: Any) -> None:
+    """Read what there is, where the original makes bytes of the size that it is told first."""
+    (size,) = struct.unpack("<Q", unpickler.read(8))
+    unpickler.append(bytearray(unpickler.read(size)))
+
+
+class Unpickler(pickle._Unpickler):
     """Calls what it is given, puts a :class:`Stub` in the place of all else, and refuses what may not be mentioned.
+
+    It is the one in Python: in the one in C five bytes can make a table of any size (``LONG_BINPUT``). A pickle also
+    calls methods of what it has built, such as ``__setstate__`` and ``add``: what is called must return nothing whose
+    methods do harm.
 
     :param file: The pickle
     :param known: What is called, by module and name
     :param stand_ins: What may be mentioned: packages, or pairs of module and name
     """
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytes}
 
     def __init__(
         self,

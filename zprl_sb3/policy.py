@@ -296,5 +296,6 @@ def fingerprint(tensors: Mapping[str, Any], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+        values = tensors[name].detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(th.uint8).numpy().tobytes())  # NumPy knows no bfloat16
     return digest.hexdigest()

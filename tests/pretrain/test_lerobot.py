@@ -239,6 +239,28 @@ def test_damaged_descriptions_are_named(old: Path, new: Path, tmp_path: Path) ->
     refused(new, "it holds no episode")
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "../data/{episode_chunk}",
+        "/etc/{episode_index:06d}.parquet",
+        "data/{episode_index:9999999999d}",
+        "data/{episode_index.__class__}",
+        "data/{nothing}.parquet",
+        "{",
+    ],
+)
+def test_paths_that_lead_elsewhere_are_refused(old: Path, template: str) -> None:
+    change_info(old, data_path=template)
+    refused(old, "data_path .* does not lead to files of the folder|does not say where the episodes are")
+
+
+def test_a_feature_cannot_lead_elsewhere(old: Path) -> None:
+    info = json.loads((old / "meta/info.json").read_text())
+    change_info(old, features=info["features"] | {"../../x": info["features"][TOP]})
+    refused(old, "video_path .* does not lead to files of the folder")
+
+
 def test_missing_and_damaged_tables_are_named(old: Path, new: Path) -> None:
     content = (old / TABLE).read_bytes()
     (old / TABLE).write_bytes(content[: len(content) // 2])

@@ -13,6 +13,7 @@ import torch as th
 
 from helpers import POINT, point_demonstrations, same
 from programs import train_command
+from zprl_sb3.attached import TRUSTED
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.pretrain.demonstrations import load_demonstrations
@@ -38,6 +39,7 @@ def make(goal=1.0):
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the command that attaches a bottleneck of 60 steps to a user's own policy."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(TRUSTED, "")  # and as it was afterwards
     Path("mine.py").write_text(MINE)
     point_demonstrations(Path("demos.hdf5"), (12, 9, 11))
     settings = ["latent_dim=3", "training.steps=60", "training.batch_size=8", "training.save_every=20", "device=cpu"]

@@ -7,12 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from helpers import POINT, tiny_policy
 from zprl_sb3.adapters.base import FrozenPolicy
-from zprl_sb3.attached import Base, save_attached
+from zprl_sb3.attached import TRUSTED, Base, save_attached, trust
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
 from zprl_sb3.checkpoint import CONFIG, WEIGHTS, CheckpointError, load_policy, save_policy
 
@@ -47,7 +51,10 @@ def base(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         return Base("bases/policy", "zprl", {"sampling_steps": 4})
     Path("bases").mkdir()
     Path("bases/mine.py").write_text(MINE)
-    return Base("bases/mine.py:make", "module", {"seed": 3})
+    base = Base("bases/mine.py:make", "module", {"seed": 3})
+    monkeypatch.setenv(TRUSTED, "")
+    trust(base)
+    return base
 
 
 def test_the_policy_comes_back_whole(base: Base, tmp_path: Path) -> None:
@@ -69,11 +76,46 @@ def test_the_policy_comes_back_whole(base: Base, tmp_path: Path) -> None:
 def test_a_moved_project_still_finds_it(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = attached(base, tmp_path / "project/runs/x/policy")
     shutil.move(tmp_path / "bases", tmp_path / "project" / "bases")
+    if base.adapter == "module":
+        with pytest.raises(CheckpointError, match=r"export ZPRL_TRUSTED_CODE='.*/project/bases/mine.py:make'"):
+            load_policy(tmp_path / "project/runs/x/policy")
+        monkeypatch.setenv(TRUSTED, f"other:make,{tmp_path}/project/bases/mine.py:make")
     monkeypatch.chdir("/")
     assert load_policy(tmp_path / "project/runs/x/policy").fingerprint() == policy.fingerprint()
     shutil.rmtree(tmp_path / "project" / "bases")
     with pytest.raises(CheckpointError, match=r"is a bottleneck attached to bases/.*, which cannot be read"):
         load_policy(tmp_path / "project/runs/x/policy")
+
+
+@pytest.mark.parametrize("path", ["os:mkdir", "evil.py:make"])
+def test_code_of_others_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    (tmp_path / "evil.py").write_text("import os\nos.mkdir('executed')\n")
+    folder = tmp_path / "download/policy"
+    folder.mkdir(parents=True)
+    base = {"path": path, "adapter": "module", "options": {"path": "executed"}, "fingerprint": ""}
+    facts = {"format": "zprl_sb3.attached", "format_version": 1, "env_id": None, "bottleneck": {}, "weights_sha256": ""}
+    (folder / CONFIG).write_text(json.dumps(facts | {"base": base}))
+    monkeypatch.chdir(tmp_path / "download")
+    monkeypatch.setenv(TRUSTED, "")
+    with pytest.raises(CheckpointError, match=f"and loading it would run that. Look at .*{path}"):
+        load_policy(folder)
+    assert not Path("executed").exists()
+
+
+def test_files_in_options_are_where_the_checkpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))
+    env.reset()
+    env.step(np.ones((1, 1)))
+    env.save("models.pkl")
+    PPO("MlpPolicy", env, device="cpu", n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}).save("agent.zip")
+    base = Base("agent.zip", "sb3", {"normalize": "models.pkl", "action_high": 2.0})
+    policy = attached(base, project / "runs/x/policy")
+    assert policy.fingerprint() != Base("agent.zip", "sb3").load().fingerprint()
+    monkeypatch.chdir("/")
+    assert load_policy(project / "runs/x/policy").fingerprint() == policy.fingerprint()
 
 
 def test_a_base_that_has_changed_is_refused(base: Base, tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ ADAPTERS = {
     "module": "a function of your own that makes the policy, package.module:function",
 }
 """Names of the adapters, each a module here, and what they read."""
-
-
+CODE = ("module",)
+"""Adapters that run code of the checkpoint's."""
+FILES = ("normalize",)
+"""Options that name a file; a relative path is from where the checkpoint's own is."""
 SUFFIXES = {".ckpt": "diffusion_policy", ".pth": "robomimic", ".zip": "sb3"}
 
 

@@ -13,9 +13,18 @@ from zprl_sb3.bottleneck import Bottleneck
 from zprl_sb3.normalizer import Normalizer
 from zprl_sb3.policy import FlowPolicy, Observation, check_chunk, fingerprint
 
+MAX_CONTEXT = 20_000
+"""Size of a context up to which replay buffer, critics and bottleneck, which all hold or read it, are practicable."""
+
 
 class AdapterError(ValueError):
     """A checkpoint that an adapter cannot read. The message names the file, what is wrong with it and what to do."""
+
+
+def check_context(size: int) -> None:
+    """Raise an AdapterError if a context is too large to be steered."""
+    if size > MAX_CONTEXT:
+        raise AdapterError(f"the context would have {size} dimensions; what is steered may have at most {MAX_CONTEXT}")
 
 
 class AdaptedPolicy(nn.Module, ABC):
@@ -35,6 +44,7 @@ class AdaptedPolicy(nn.Module, ABC):
     :param noise_shape: Of the noise that one prediction takes; (0,) for a policy without any
     :param target_steps: The steps, counted from the present one, of the actions that :meth:`imitation_loss` compares
         with; a generator that predicts past actions too begins before 0. Default: 0 to T
+    :raises AdapterError: If the context has more than :data:`MAX_CONTEXT` dimensions
     :raises ValueError: If the chunk does not fit the horizon
     """
 
@@ -51,6 +61,7 @@ class AdaptedPolicy(nn.Module, ABC):
     ) -> None:
         super().__init__()
         check_chunk(chunk, horizon)
+        check_context(context_dim)
         self.observation_shapes = dict(observation_shapes)
         self.action_dim, self.context_dim = action_dim, context_dim
         self.horizon, self.chunk, self.obs_steps = horizon, chunk, obs_steps
@@ -130,7 +141,14 @@ class AdaptedPolicy(nn.Module, ABC):
 
     def settings(self) -> dict[str, object]:
         """Return what, beside the weights, decides what the policy does; an adapter adds its own, e.g. the sampler."""
-        return {"adapter": type(self).__name__, "obs_steps": self.obs_steps, "shapes": self.observation_shapes}
+        return {
+            "adapter": type(self).__name__,
+            "obs_steps": self.obs_steps,
+            "shapes": self.observation_shapes,
+            "horizon": self.horizon,
+            "noise": self.noise_shape,
+            "targets": self.target_steps,
+        }
 
     def set_sampling_steps(self, steps: int) -> None:
         """Let the sampler take so many steps; overridden where there is one.

@@ -96,8 +96,9 @@ class Diffusion:
             if name not in UNUSED and not (name in ONLY and value == ONLY[name]):
                 raise ValueError(f"The noise scheduler's setting {name}={value!r} is not supported")
         own = {name: value for name, value in settings.items() if name not in others}
-        steps = sampling_steps or own.get("num_train_timesteps", cls.num_train_timesteps)
-        return cls(**{**own, "sampler": sampler, "sampling_steps": steps})
+        if sampling_steps is None:
+            sampling_steps = own.get("num_train_timesteps", cls.num_train_timesteps)
+        return cls(**{**own, "sampler": sampler, "sampling_steps": sampling_steps})
 
     @cached_property
     def alphas_bar(self) -> th.Tensor:

@@ -132,7 +132,7 @@ def _policy(
 def _generator(settings: Mapping[str, Any], sampler: str | None, sampling_steps: int | None) -> Diffusion | Flow:
     scheduler = dict(settings["noise_scheduler"])
     kind = str(scheduler.pop("_target_")).rpartition(".")[2]
-    sampling_steps = sampling_steps or settings.get("num_inference_steps")
+    sampling_steps = settings.get("num_inference_steps") if sampling_steps is None else sampling_steps
     if kind == FLOW_SCHEDULER:
         if sampler is not None:
             raise ValueError(f"it is a flow, which has no sampler {sampler!r}: leave the option out")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from zprl_sb3.adapters.base import AdapterError
 from zprl_sb3.adapters.torch_files import read_torch_file
 
 NORMALIZER = "normalizer.params_dict."
+COMPUTED = "${computed_by_a_function}"  # no key: an error that names what refers to it
+CALLS = re.compile(r"\$\{.*:", re.DOTALL)
 WEIGHTS = {"ema": "ema_model", "model": "model"}
 """Names in the file, by those of the option."""
 
@@ -91,14 +94,22 @@ def _tensors(path: Path, states: Mapping[str, Any], weights: str | None) -> Mapp
 
 def _policy_settings(path: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
-        policy = OmegaConf.to_container(
-            OmegaConf.create(dict(settings), flags={"allow_objects": True}).policy, resolve=True
-        )
+        config = OmegaConf.create(_without_resolvers(dict(settings)), flags={"allow_objects": True})
+        policy = OmegaConf.to_container(config.policy, resolve=True)
     except OmegaConfBaseException as error:
         raise AdapterError(f"{path}: the policy's settings cannot be resolved: {error}") from error
     if not isinstance(policy, dict):
         raise AdapterError(f"{path} does not say what its policy is: cfg.policy is {policy!r}")
     return {str(name): value for name, value in policy.items()}
+
+
+def _without_resolvers(value: Any) -> Any:
+    """Return settings in which what a function shall compute, ``${eval:...}``, is missing: some run code."""
+    if isinstance(value, dict):
+        return {key: _without_resolvers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_resolvers(part) for part in value]
+    return COMPUTED if isinstance(value, str) and CALLS.search(value) else value
 
 
 def _weights(tensors: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:

@@ -9,7 +9,7 @@ The decoder's cross-attention reads c, or what a bottleneck makes of it, and not
 place each token has is a constant of the policy. A single token would not do: the decoder reads the others beside it,
 so that they would have to be kept from when the context was made, and would tell it of an observation that the
 steered token contradicts. The price is size. A camera's image of 84 x 84 pixels is 9 tokens of, usually, 512, one of
-480 x 640 is 300, and c then has 154,000 dimensions: more than :data:`MAX_CONTEXT`, beyond which a policy is refused.
+480 x 640 is 300, and c then has 154,000 dimensions: more than :data:`~zprl_sb3.adapters.base.MAX_CONTEXT`.
 
 ``steer="chunk"`` serves those: c is the chunk of actions that the policy answers with, normalised, and beside it the
 normalised states, so that who sees c knows where the robot is. The bottleneck then learns what chunks of this policy
@@ -28,15 +28,13 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from zprl_sb3.adapters.base import AdapterError
+from zprl_sb3.adapters.base import MAX_CONTEXT, AdapterError
 from zprl_sb3.adapters.lerobot_folder import ENVIRONMENT, STATE, Folder
 from zprl_sb3.adapters.lerobot_policy import Inputs, LeRobotPolicy, action_size
 from zprl_sb3.adapters.resnet import FrozenBatchNorm, map_shape, resnet
 from zprl_sb3.adapters.weights import load_strictly
 from zprl_sb3.policy import Observation
 
-MAX_CONTEXT = 20_000
-"""Size of a context up to which replay buffer, critics and bottleneck, which all hold or read it, are practicable."""
 TEMPERATURE = 10_000  # of positional embeddings: the ratio of the slowest to the fastest wavelength
 PROJECTIONS = {STATE: "encoder_robot_state_input_proj", ENVIRONMENT: "encoder_env_state_input_proj"}
 ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {"relu": F.relu, "gelu": F.gelu}

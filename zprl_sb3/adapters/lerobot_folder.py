@@ -213,6 +213,8 @@ def _step(file: Path, name: str) -> Normalization:
         raise AdapterError(f"{file} has no step {name!r}: the policy's normalisation is unknown. Copy it again")
     config = steps[name].get("config", {})
     state = steps[name].get("state_file")
+    if state and Path(state).name != state:
+        raise AdapterError(f"{file} names {state!r}, which is not in the same folder")
     statistics: dict[str, dict[str, th.Tensor]] = {}
     for key, value in (_tensors(file.parent / state) if state else {}).items():
         feature, _, statistic = key.rpartition(".")

@@ -108,7 +108,7 @@ class SplitPolicy(AdaptedPolicy):
 
     def settings(self) -> dict[str, object]:
         """Return what, beside the weights, decides what the policy does, as far as it was said: code is not read."""
-        return super().settings() | {"horizon": self.horizon, "noise": self.noise_shape, "details": self._details}
+        return super().settings() | {"details": self._details}
 
 
 def _single(values: th.Tensor) -> th.Tensor:

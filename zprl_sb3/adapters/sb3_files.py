@@ -6,9 +6,7 @@ that is what is read here.
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,9 +18,10 @@ import torch as th
 
 from zprl_sb3.adapters.base import AdapterError
 from zprl_sb3.adapters.inputs import Shape
+from zprl_sb3.adapters.torch_files import check_stored, read_torch_bytes
 from zprl_sb3.wrappers.chunking import BOX_KEY
 
-DAMAGED = (EOFError, KeyError, OSError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
+DAMAGED = (EOFError, KeyError, OSError, RuntimeError, ValueError, zipfile.BadZipFile)
 PROJECTS = ("stable_baselines3.", "sb3_contrib.")
 EXTRACTORS = ("FlattenExtractor", "NatureCNN", "CombinedExtractor")
 
@@ -48,9 +47,9 @@ def read_zip(path: Path) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
         raise AdapterError(f"There is no {path}: it is a .zip that model.save of Stable-Baselines3 writes")
     try:
         with zipfile.ZipFile(path) as archive:
+            check_stored(archive)
             data = json.loads(archive.read("data"))
-            content = io.BytesIO(archive.read("policy.pth"))
-        weights = th.load(content, map_location="cpu", weights_only=True)
+            weights = read_torch_bytes(archive.read("policy.pth"), "policy.pth")
     except DAMAGED as error:
         raise AdapterError(f"{path} is damaged, or no model of Stable-Baselines3: {error}") from error
     if not isinstance(data, dict) or not isinstance(weights, dict) or not _are_named_tensors(weights):

@@ -10,7 +10,7 @@ import torch as th
 from numpy.typing import NDArray
 from torch import nn
 
-from zprl_sb3.adapters.base import AdapterError
+from zprl_sb3.adapters.base import AdapterError, check_context
 
 Array = NDArray[np.float64]
 
@@ -41,11 +41,12 @@ class Standardizer(nn.Module):
 
     :param dim: D
     :param statistics: None leaves x as it is
-    :raises AdapterError: If the statistics are of another size
+    :raises AdapterError: If the statistics are of another size, or D is more than a context may have
     """
 
     def __init__(self, dim: int, statistics: Statistics | None) -> None:
         super().__init__()
+        check_context(dim)  # before anything of this size is made
         if statistics is None:
             statistics = Statistics(np.zeros(dim), np.ones(dim))
         if len(statistics.mean) != dim:

@@ -7,11 +7,13 @@ objects, and without it executes whatever is in them.
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ MENTIONED: frozenset[str | tuple[str, str]] = STAND_INS | {
 """What checkpoints of policies may mention. None of it is called."""
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MOST_PARTS = 300_000
+"""Values that a file may hold, counted where they are used: a few lists in lists can mention each other that often."""
 
 
 class _Dictionary(dict[Any, Any]):
@@ -67,29 +71,68 @@ def read_torch_file(path: str | Path) -> Any:
     :raises ValueError: If it is damaged or another kind of file
     """
     with open(path, "rb") as file, named(path):
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return plain(_read_zip(content, file) if zipfile.is_zipfile(file) else _read_legacy(content))
+        return _read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), file)
 
 
-def plain(value: Any) -> Any:
+def read_torch_bytes(content: bytes, name: str) -> Any:
+    """Return what :func:`read_torch_file` would of a file with this content.
+
+    :param content: Of the file
+    :param name: Of it, for messages
+    """
+    with named(name):
+        memory = mmap.mmap(-1, len(content))
+        memory.write(content)
+        memory.seek(0)
+        return _read(memory, io.BytesIO(content))
+
+
+def _read(content: mmap.mmap, file: Any) -> Any:
+    return _plain(_read_zip(content, file) if zipfile.is_zipfile(file) else _read_legacy(content), count())
+
+
+class _StoredTensor:
+    """A tensor in the making, which has no methods that a pickle could call: those of tensors can take all memory."""
+
+    def __init__(self, tensor: th.Tensor) -> None:
+        self.tensor = tensor
+
+    def __setstate__(self, state: Any) -> None:
+        """Take nothing."""
+
+
+def _plain(value: Any, counter: Iterator[int]) -> Any:
     """Return a value with plain dictionaries, lists and arrays; settings of OmegaConf, pickled as objects, too.
 
+    :param counter: Of the values so far
     :raises RecursionError: If it contains itself
+    :raises ValueError: If it mentions the same things too often
     """
+    if next(counter) > MOST_PARTS:
+        raise ValueError(f"it holds more than {MOST_PARTS} values")
     if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
+        return {key: _plain(part, counter) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(plain(part) for part in value)
+        return type(value)(_plain(part, counter) for part in value)
     if isinstance(value, StoredArray):
         return np.asarray(value)
+    if isinstance(value, _StoredTensor):
+        return value.tensor
     if isinstance(value, Stub) and value.origin.startswith("omegaconf."):
-        state = value.state
-        return plain(state["_content"]) if "_content" in state else plain(state.get("_val"))
+        return _plain(value.state.get("_content", value.state.get("_val")), counter)
     return value
+
+
+def check_stored(archive: zipfile.ZipFile) -> None:
+    """Raise a ValueError if something in an archive is compressed: a megabyte can become a gigabyte."""
+    for member in archive.infolist():
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{member.filename} is compressed, which neither torch nor Stable-Baselines3 does")
 
 
 def _read_zip(content: mmap.mmap, file: Any) -> Any:
     with zipfile.ZipFile(file) as archive:
+        check_stored(archive)
         members = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
         if "data.pkl" not in members:
             raise ValueError("it is a ZIP archive, but none of torch.save")
@@ -101,8 +144,6 @@ def _read_zip(content: mmap.mmap, file: Any) -> Any:
 
 def _place(content: mmap.mmap, member: zipfile.ZipInfo) -> tuple[int, int]:
     """Return where a member's bytes begin and how many they are."""
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member.filename} is compressed, which torch.save does not do")
     name, extra = struct.unpack_from("<HH", content, member.header_offset + 26)
     return member.header_offset + 30 + name + extra, member.file_size
 
@@ -150,34 +191,42 @@ class _Unpickler(Unpickler):
         self.sizes: dict[str, int] = {}
         """Size in bytes of each storage by its key."""
 
-    def persistent_load(self, pid: Any) -> th.Tensor | None:
-        _, kind, key, _, count = pid[:5]
+    def persistent_load(self, pid: Any) -> _StoredTensor:
+        _, kind, key, _, length = pid[:5]
         dtype = DTYPES.get(kind.__name__)
         if dtype is None:
             raise ValueError(f"it holds a storage of type {kind.__name__}")
-        self.sizes[key] = count * dtype.itemsize
-        if self._place is None:
-            return None
-        position, size = self._place(key)
-        if not 0 <= self.sizes[key] <= size or position + size > len(self._content):
-            raise ValueError(f"storage {key} of {count} values is not within its {size} bytes")
-        if count == 0:
+        _check_whole_numbers(length)
+        self.sizes[key] = length * dtype.itemsize
+        return _StoredTensor(th.empty(0) if self._place is None else self._storage(*self._place(key), length, dtype))
+
+    def _storage(self, position: int, size: int, length: int, dtype: th.dtype) -> th.Tensor:
+        if not 0 <= length * dtype.itemsize <= size or not 0 <= position <= len(self._content) - size:
+            raise ValueError(f"a storage of {length} values is not within its {size} bytes of the file")
+        if length == 0:
             return th.empty(0, dtype=dtype)
         if dtype == th.bool:  # any byte may be there
-            return th.frombuffer(self._content, dtype=th.uint8, count=count, offset=position) != 0
-        return th.frombuffer(self._content, dtype=dtype, count=count, offset=position)
+            return th.frombuffer(self._content, dtype=th.uint8, count=length, offset=position) != 0
+        return th.frombuffer(self._content, dtype=dtype, count=length, offset=position)
 
     def _tensor(
-        self, storage: th.Tensor | None, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any
-    ) -> th.Tensor:
-        if storage is None:
-            return th.empty(0)
-        _check_bounds(len(storage), offset, size, stride, len(self._content))
-        return storage.as_strided(tuple(size), tuple(stride), offset)
+        self, storage: _StoredTensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any
+    ) -> _StoredTensor:
+        if self._place is None:
+            return storage
+        _check_bounds(len(storage.tensor), offset, size, stride, len(self._content))
+        return _StoredTensor(storage.tensor.as_strided(tuple(size), tuple(stride), offset))
+
+
+def _check_whole_numbers(*numbers: Any) -> None:
+    # NumPy's, which a pickle can hold, are small again where a product is too large.
+    if strange := [number for number in numbers if type(number) is not int]:
+        raise ValueError(f"a size is {strange[0]!r}, no whole number")
 
 
 def _check_bounds(length: int, offset: int, size: Sequence[int], stride: Sequence[int], limit: int) -> None:
-    last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+    _check_whole_numbers(offset, *size, *stride)
+    last = offset + sum((many - 1) * step for many, step in zip(size, stride, strict=True))
     outside = min(offset, *size, *stride, 0) < 0 or (math.prod(size) > 0 and last >= length)
     # With strides of 0 a few bytes would be as large a tensor as they like.
     if outside or math.prod(size) > limit:

@@ -23,7 +23,7 @@ from zprl_sb3.adapters.diffusion import Denoiser
 from zprl_sb3.adapters.diffusion_policy_file import Checkpoint
 from zprl_sb3.adapters.weights import load_strictly
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
-from zprl_sb3.flow import LEVELS, flow_loss, sample
+from zprl_sb3.flow import LEVELS, flow_loss, sample, time_grid
 
 CAMERA = r"key_model_map\.(?P<key>[^.]+)\."
 RESNET = r"(?:(?:backbone|trunk|resnet|model|net)\.)?"
@@ -63,9 +63,13 @@ class Flow:
     """Flow matching as the authors' U-Nets were trained with it; otherwise as :class:`Diffusion` is.
 
     :param sampling_steps: Of Euler's rule
+    :raises ValueError: If there is none
     """
 
     sampling_steps: int
+
+    def __post_init__(self) -> None:
+        time_grid(self.sampling_steps)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], sampling_steps: int | None) -> Flow:
@@ -76,7 +80,7 @@ class Flow:
         others = {name: value for name, value in settings.items() if (name, value) != ("shift", 1.0)}
         if others != {"num_train_timesteps": LEVELS}:
             raise ValueError(f"the flow's scheduler has the settings {dict(settings)}, not {LEVELS} equal levels")
-        return cls(sampling_steps or 2)
+        return cls(2 if sampling_steps is None else sampling_steps)
 
     def noise_shape(self, horizon: int, action_dim: int) -> tuple[int, ...]:
         """Return the shape of the noise of one prediction, (T, A)."""

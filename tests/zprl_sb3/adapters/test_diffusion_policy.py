@@ -299,6 +299,19 @@ def test_nothing_in_the_file_is_run(tmp_path):
     assert not trace.exists()
 
 
+def test_functions_of_other_programs_are_not_called_for_settings(tmp_path):
+    called = []
+    OmegaConf.register_new_resolver("test_eval", called.append)
+    case = Case("lowdim_other")
+    for setting in ("${test_eval:1}", "${${name}:1}", "${horizon_of_task}"):
+        cfg = {"policy": {**case.settings, "horizon": setting}, "name": "test_eval", "horizon_of_task": "${test_eval:}"}
+        path = tmp_path / "x.ckpt"
+        th.save({"cfg": OmegaConf.create(cfg), "state_dicts": {"model": case.tensors()}}, path)
+        with pytest.raises(AdapterError, match=r"cannot be resolved: .*computed_by_a_function"):
+            open_policy(path, "diffusion_policy")
+    assert not called
+
+
 def test_other_files_are_named(tmp_path):
     path = tmp_path / "x.ckpt"
     with pytest.raises(AdapterError, match="no such file"):
@@ -320,7 +333,7 @@ def test_a_bottleneck_is_attached_and_steered(tmp_path):
     path = case.write(tmp_path / "point.ckpt", case.tensors() | normalizer, obs_dim=size)
     policy = open_policy(path, "diffusion_policy", sampler="ddim", sampling_steps=3)
     demos = load_demonstrations(point_demonstrations(tmp_path / "demos.hdf5", (12, 9, 11)))
-    attach_bottleneck(policy, demos, TrainingConfig(**TRAINING), tmp_path / "run", latent_dim=4)
+    attach_bottleneck(policy, demos, 4, TrainingConfig(**TRAINING), tmp_path / "run")
     env = LatentSteeringWrapper(gym.make(POINT), policy, scale=0.5)
     obs, _ = env.reset(seed=0)
     assert {key: len(values) for key, values in obs.items()} == {"c": policy.context_dim, "z": 4}

@@ -187,7 +187,7 @@ def test_a_bottleneck_is_attached_by_distillation(folders, tmp_path):
     fixed = {"betas": (0.95, 0.999), "weight_decay": 1e-6, "ema_power": 0.8, "ema_max": 0.9, "seed": 0}
     weights = {"beta": 1e-6, "reconstruction": 1.0}
     training = TrainingConfig(**steps, **fixed, **weights, batch_size=32, learning_rate=3e-3, compile=False)
-    attached = attach_bottleneck(policy, demos, training, tmp_path, latent_dim=2, validation_ratio=0.4).freeze()
+    attached = attach_bottleneck(policy, demos, 2, training, tmp_path, validation_ratio=0.4).freeze()
     context = attached.embed(seen)
     assert context.abs().max() < 1.5
     th.testing.assert_close(attached.act(context), own, atol=1e-5, rtol=0)  # scaled, but the same policy

@@ -281,6 +281,16 @@ def test_a_bomb_in_the_weights_is_refused(path, tmp_path):
     assert not trace.exists()
 
 
+def test_compressed_files_are_refused(path):
+    made(PPO).save(path)
+    packed = path.with_name("packed.zip")
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in whole.namelist():
+            archive.writestr(name, whole.read(name))
+    with pytest.raises(AdapterError, match=r"packed.zip is damaged.* data is compressed, which neither"):
+        load(packed)
+
+
 def test_a_bomb_in_the_statistics_is_refused(path, tmp_path):
     made(PPO).save(path)
     trace, statistics = tmp_path / "executed", tmp_path / "vecnormalize.pkl"
@@ -334,6 +344,7 @@ def test_statistics_that_do_not_serve(content, message, path, tmp_path):
             r"actor.latent_pi.0 is \(16, 4\), not the linear layer \(16, 5\)",
         ),
         ({"observation_space": {"_shape": None}}, None, "lacks or mistakes an entry"),
+        ({"observation_space": {"_shape": [1 << 50]}}, None, "may have at most 20000"),
         (
             {},
             lambda weights: {**weights, "actor.lstm.weight": th.zeros(2)},

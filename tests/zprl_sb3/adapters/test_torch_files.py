@@ -126,7 +126,7 @@ def test_what_is_mentioned_is_not_called(tmp_path):
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
     [(0, (5,), (1,)), (2, (3,), (1,)), (0, (2,), (900,)), (-1, (1,), (1,)), (0, (-2,), (1,)), (3, (2,), (-1,)),
-     (0, (1 << 40,), (0,)), (0, (2,), (1, 1))],
+     (0, (1 << 40,), (0,)), (0, (2,), (1, 1)), (0, (np.int64(1 << 62), 4), (1, 1)), (0, (1.0,), (1,))],
 )  # fmt: skip
 def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path, zipped, offset, size, stride):
     storage = th.arange(4.0)
@@ -140,6 +140,52 @@ def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path, zipped, offset, size
         read_torch_file(saved([Forged()], tmp_path / "x.pt", zipped))
 
 
+class Built:
+    """A tensor of which a pickle says how to go on: by ``__setstate__``."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def __reduce__(self):
+        tensor = th.zeros(4)
+        arguments = (tensor._typed_storage(), 0, (4,), (1,), False, OrderedDict())
+        return th._utils._rebuild_tensor_v2, arguments, self.state
+
+
+@formats
+def test_methods_of_tensors_are_not_called(tmp_path, zipped):
+    empty = th.zeros(0)  # whose storage torch would let grow
+    path = saved([Built((empty._typed_storage(), 0, (1 << 20,), (1,)))], tmp_path / "x.pt", zipped)
+    (read,) = read_torch_file(path)
+    assert th.equal(read, th.zeros(4))
+
+
+def archive(path, pickled, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as written:
+        written.writestr("x/data.pkl", pickled)
+        written.writestr("x/data/0", bytes(16))
+    return path
+
+
+def test_sums_of_tensors_are_not_formed(tmp_path):
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ"
+    path = archive(tmp_path / "x.pt", b"\x80\x04" + storage + b"(" + storage + pickle.ADDITEMS + b".")
+    with pytest.raises(ValueError, match="has no attribute 'add'"):
+        read_torch_file(path)
+
+
+def test_files_cannot_become_much_larger_than_they_are(tmp_path):
+    mentioned = pickle.EMPTY_LIST
+    for _ in range(12):  # each list holds the one before ten times: 10^12 numbers
+        mentioned = b"](" + mentioned + pickle.DUP * 9 + b"e"
+    for pickled in (b"\x80\x04" + mentioned + b".", b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"."):
+        with pytest.raises(ValueError, match=r"x\.pt cannot be read"):
+            read_torch_file(archive(tmp_path / "x.pt", pickled))
+    assert read_torch_file(archive(tmp_path / "x.pt", b"\x80\x02}r\xff\xff\xff\xff.")) == {}  # entry 2^32 of a table
+    with pytest.raises(ValueError, match=r"data\.pkl is compressed"):
+        read_torch_file(archive(tmp_path / "x.pt", b"}" + bytes(10_000) + b".", zipfile.ZIP_DEFLATED))
+
+
 def test_a_storage_cannot_reach_beyond_its_file(tmp_path):
     path = saved({"x": th.arange(4.0)}, tmp_path / "x.pt")
     forged = tmp_path / "forged.pt"
@@ -147,7 +193,7 @@ def test_a_storage_cannot_reach_beyond_its_file(tmp_path):
         for name in old.namelist():
             content = old.read(name)
             new.writestr(name, content[:8] if name.endswith("data/0") else content)
-    with pytest.raises(ValueError, match=r"forged\.pt cannot be read.*storage 0 of 4 values is not within its 8 bytes"):
+    with pytest.raises(ValueError, match=r"forged\.pt cannot be read.*a storage of 4 values is not within its 8 bytes"):
         read_torch_file(forged)
 
 
