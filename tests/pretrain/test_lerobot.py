@@ -331,7 +331,7 @@ def test_a_damaged_image_is_named(old: Path) -> None:
 
 
 def test_images_of_another_size_or_kind_are_not_decoded(old: Path) -> None:
-    for kind, size, message in (("PNG", (9000, 9000), "images of"), ("EPS", (32, 32), "missing or damaged")):
+    for kind, size, message in (("PNG", (64, 64), "images of"), ("EPS", (32, 32), "missing or damaged")):
         stored = io.BytesIO()
         Image.new("RGB", size).save(stored, kind)
 

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 
 from helpers import tiny_policy
-from zprl_sb3.policy import IMAGE_SETTINGS, FlowPolicy, check_chunk, missing_members
+from zprl_sb3.policy import IMAGE_SETTINGS, FlowPolicy, check_chunk, fingerprint, missing_members
 
 CONTEXT = th.tensor([[0.1, -0.2, 0.3, -0.4], [1.0, 0.5, -0.5, -1.0]])
 
@@ -120,15 +122,15 @@ def test_freezing_ends_training_of_every_weight() -> None:
 
 def test_the_fingerprint_changes_with_every_tensor() -> None:
     policy = tiny_policy()
-    fingerprint = policy.fingerprint()
-    assert fingerprint == copy.deepcopy(policy).fingerprint()
-    seen = {fingerprint}
+    whole = policy.fingerprint()
+    assert whole == copy.deepcopy(policy).fingerprint()
+    seen = {whole}
     for name, tensor in policy.state_dict().items():
         before = tensor.clone()
         tensor.view(-1)[-1] += 1e-3
         seen.add(policy.fingerprint())
         tensor.copy_(before)
-        assert policy.fingerprint() == fingerprint, name
+        assert policy.fingerprint() == whole, name
     assert len(seen) == 1 + len(policy.state_dict())
 
 
@@ -151,6 +153,12 @@ def test_the_fingerprint_changes_with_every_setting_of_the_architecture() -> Non
         other.config = replace(policy.config, **{name: value})
         seen.add(other.fingerprint())
     assert len(seen) == 1 + len(changes)
+
+
+def test_tensors_that_numpy_does_not_know_have_a_fingerprint() -> None:
+    first, second = (fingerprint({"a": th.tensor(value, dtype=th.bfloat16)}, "") for value in (1.0, 2.0))
+    assert first != second
+    assert fingerprint({"a": th.tensor([1.0, 2.0])}, "") == sha256(b"a" + np.float32([1, 2]).tobytes()).hexdigest()
 
 
 def test_the_fingerprint_does_not_tell_lists_from_tuples() -> None:

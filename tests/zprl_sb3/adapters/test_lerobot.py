@@ -239,6 +239,11 @@ def test_the_fingerprint_knows_weights_and_settings(folders, copied):
     folder = copied("act_state")
     rewrite(folder / "config.json", n_heads=4)  # the weights fit any number of heads
     assert open_policy(folder, "lerobot").fingerprint() != before
+    folder = copied("diffusion_state")
+    before = open_policy(folder, "lerobot").fingerprint()
+    assert open_policy(folder, "lerobot", chunk=1).fingerprint() == before
+    rewrite(folder / "config.json", horizon=16)  # and convolutions any horizon
+    assert open_policy(folder, "lerobot").fingerprint() != before
 
 
 @pytest.mark.slow
