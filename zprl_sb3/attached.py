@@ -55,9 +55,8 @@ class Base:
         path = self._root(near) / self.path
         if _exists(path):
             return str(path.resolve())
-        return (
-            None if self.path.rpartition(":")[0].endswith(".py") else self.path
-        )  # a file that is missing runs nothing
+        missing = self.path.rpartition(":")[0].endswith(".py")  # a file that is not there runs nothing
+        return None if missing else self.path
 
     def _root(self, near: Path | None) -> Path:
         """Return the folder that relative paths are from."""
