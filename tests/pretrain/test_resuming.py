@@ -146,7 +146,7 @@ def test_a_damaged_state_is_named(tmp_path: Path, trainer: Any) -> None:
 def test_a_state_of_another_architecture_is_not_called_damaged(tmp_path: Path, trainer: Any) -> None:
     trainer(tmp_path).run()
     other = trainer(tmp_path, latent_dim=3)
-    with pytest.raises(ValueError, match=rf"{STATE} is of a policy with another architecture: go on with the model"):
+    with pytest.raises(ValueError, match=rf"{STATE} is of another architecture: go on with the model"):
         other.run()
     assert other.step == 0
 

@@ -17,7 +17,7 @@ import pytest
 from zprl_sb3.pretrain.configuration import compose
 from zprl_sb3.scripts import cli
 
-ARGPARSE = [name for name in cli.PROGRAMS if name != "pretrain"]
+ARGPARSE = [name for name in cli.PROGRAMS if name not in ("attach", "pretrain")]  # those are Hydra's
 
 
 def test_help_names_every_program(zprl: Any) -> None:
@@ -50,6 +50,15 @@ def test_every_argument_is_described(name: str, zprl: Any) -> None:
     assert code == 0
     assert out.startswith(f"usage: zprl {name}")
     assert f"zprl {name} " in out[out.index("examples:") :]
+
+
+def test_the_help_of_attach_shows_every_setting(zprl: Any) -> None:
+    code, out, _ = zprl("attach", "--help")
+    assert code == 0
+    assert "usage: zprl attach policy=CHECKPOINT demos=FILE output=FOLDER" in out
+    config = compose("attach", ["policy=x", "output=y"])
+    for key in (*config, *config["options"], *config["training"], *config["evaluation"]):
+        assert f"{key}:" in out
 
 
 def test_the_help_of_pretrain_shows_every_setting(zprl: Any) -> None:
