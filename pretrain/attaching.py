@@ -15,7 +15,7 @@ from tqdm import tqdm
 from zprl_sb3.adapters import FrozenPolicy
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig, bottleneck_loss
 from zprl_sb3.policy import SteerablePolicy
-from zprl_sb3.pretrain.configuration import by_task, compose, steps_of
+from zprl_sb3.pretrain.configuration import by_task, compose, loop_settings
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.loop import OfflineLoop, TrainingConfig
 from zprl_sb3.pretrain.losses import Draws, draw
@@ -147,10 +147,7 @@ def default_training(demos: Demonstrations, settings: dict[str, Any] | None = No
     :param settings: With ``training`` and ``seed``; None: those of ``hyperparams/pretrain/attach.yaml``
     """
     settings = settings or compose("attach", ["policy=", "output="])
-    training = by_task(settings["training"], demos.env_id)
-    epochs = training.pop("epochs")
-    if training["steps"] is None:
-        training["steps"] = steps_of(epochs, sum(map(len, demos.actions)), training["batch_size"])
+    training = loop_settings(by_task(settings["training"], demos.env_id), sum(map(len, demos.actions)))
     return TrainingConfig(**training, seed=settings["seed"])
 
 

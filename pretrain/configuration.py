@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
@@ -47,6 +49,24 @@ def readable_error(error: Exception, program: str = "pretrain") -> ValueError:
     return ValueError(f"{': '.join(reasons)} (`zprl {program} --help` shows all settings)")
 
 
+def run_program(name: str, program: Callable[[], None], argv: Sequence[str] | None) -> int:
+    """Run a program whose arguments Hydra reads, and return its exit code.
+
+    :param name: ``"pretrain"`` for ``zprl pretrain``
+    :param program: Decorated by ``hydra.main``
+    :param argv: Its arguments; None: those of this process
+    :raises ValueError: What Hydra complains of, in a line
+    """
+    if argv is not None:
+        sys.argv = [f"zprl {name}", *argv]  # Hydra reads its arguments there
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints a traceback of its own and exits
+    try:
+        program()
+    except ERRORS as error:
+        raise readable_error(error, name) from error
+    return 0
+
+
 def by_task(settings: dict[str, Any], env_id: str) -> dict[str, Any]:
     """Return settings of model or training with what is null in them as ``hyperparams/tasks.yml`` has it for the task.
 
@@ -55,6 +75,19 @@ def by_task(settings: dict[str, Any], env_id: str) -> dict[str, Any]:
     """
     task = load_settings("tasks.yml", env_id)
     return {key: task.get(key) if value is None else value for key, value in settings.items()}
+
+
+def loop_settings(training: dict[str, Any], windows: int) -> dict[str, Any]:
+    """Return settings of training as the loop takes them: in steps, also where they are given in epochs.
+
+    :param training: As in ``hyperparams/pretrain/training/``
+    :param windows: Training windows
+    :raises ValueError: If there are neither steps nor epochs
+    """
+    settings = {key: value for key, value in training.items() if key != "epochs"}
+    if settings["steps"] is None:
+        settings["steps"] = steps_of(training["epochs"], windows, settings["batch_size"])
+    return settings
 
 
 def steps_of(epochs: Any, windows: int, batch_size: int) -> int:

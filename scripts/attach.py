@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from zprl_sb3.attached import TRUSTED, Base, save_attached, trust
 from zprl_sb3.files import recovered
 from zprl_sb3.locks import locked
 from zprl_sb3.pretrain.attaching import attach_bottleneck, check_demonstrations, default_training
-from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error
+from zprl_sb3.pretrain.configuration import CONFIG_MODULE, by_task, plain, run_program
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.rollouts import record_rollouts
 from zprl_sb3.scripts import cli
@@ -74,7 +73,7 @@ def _frozen(base: Base, device: str) -> tuple[FrozenPolicy, str]:
     """Return the policy, and its fingerprint before anything is attached."""
     policy = base.load()
     fingerprint = policy.fingerprint()
-    if base.load().fingerprint() != fingerprint:
+    if base.code() is not None and base.load().fingerprint() != fingerprint:  # a file's weights are always the same
         raise ValueError(f"{base.path} makes another policy each time: load its weights, or seed what it draws")
     return policy.to(device_of(device)), fingerprint
 
@@ -108,14 +107,7 @@ def _program(config: DictConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl attach``."""
-    if argv is not None:
-        sys.argv = ["zprl attach", *argv]  # Hydra reads its arguments there
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints a traceback of its own and exits
-    try:
-        _program()
-    except ERRORS as error:
-        raise readable_error(error, "attach") from error
-    return 0
+    return run_program("attach", _program, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from zprl_sb3.checkpoint import save_policy
 from zprl_sb3.files import recovered, write_json
 from zprl_sb3.locks import locked
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, SteerablePolicy, image_keys
-from zprl_sb3.pretrain.configuration import CONFIG_MODULE, ERRORS, by_task, plain, readable_error, steps_of
+from zprl_sb3.pretrain.configuration import CONFIG_MODULE, by_task, loop_settings, plain, run_program
 from zprl_sb3.pretrain.demonstrations import Demonstrations, load_demonstrations
 from zprl_sb3.pretrain.loop import TrainingConfig
 from zprl_sb3.pretrain.processes import Processes, local_device, processes
@@ -88,11 +87,8 @@ def _prepare(
     train, held_out = (
         cut_windows(demos, episodes, policy.obs_steps, policy.horizon, device) for episodes in (training, validation)
     )
-    settings = dict(config["training"])
-    epochs = settings.pop("epochs")
-    if settings["steps"] is None:
-        settings["steps"] = steps_of(epochs, len(train), settings["batch_size"])
-    return Trainer(policy, train, held_out, TrainingConfig(**settings, seed=config["seed"]), output, save, group)
+    training_config = TrainingConfig(**loop_settings(config["training"], len(train)), seed=config["seed"])
+    return Trainer(policy, train, held_out, training_config, output, save, group)
 
 
 def _build(demos: Demonstrations, model: dict[str, Any]) -> FlowPolicy:
@@ -172,14 +168,7 @@ def _program(config: DictConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl pretrain``."""
-    if argv is not None:
-        sys.argv = ["zprl pretrain", *argv]  # Hydra reads its arguments there
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints a traceback of its own and exits
-    try:
-        _program()
-    except ERRORS as error:
-        raise readable_error(error) from error
-    return 0
+    return run_program("pretrain", _program, argv)
 
 
 if __name__ == "__main__":
