@@ -137,9 +137,10 @@ def _base_facts(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     config = _read_json(file)
-    return flatten(
+    told = flatten(
         {key: config[key] for key in ("demonstrations", "bottleneck", "policy", "training") if key in config}
     )
+    return told | {"bottleneck": "attached" if "base" in config else "joint"}
 
 
 def _scale(setting: Any, found: Any) -> Any:

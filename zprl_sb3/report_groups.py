@@ -89,7 +89,9 @@ def _named(members: Sequence[Run], peers: Sequence[Run]) -> Group:
 def _base_words(run: Run, peers: Sequence[Run]) -> str | None:
     """Return what the base policy differs in from its environment's others, None where that is not known of all."""
     here = [peer for peer in peers if peer.env_id == run.env_id]
-    keys = _differing([(peer.env_id, peer.base_facts) for peer in here])
+    # What some do not tell at all, as a bottleneck that was attached to another checkpoint, is no difference to name.
+    common = set.intersection(*(set(peer.base_facts) for peer in here))
+    keys = _differing([(peer.env_id, {k: v for k, v in peer.base_facts.items() if k in common}) for peer in here])
     told = {tuple(str(peer.base_facts.get(key)) for key in keys) for peer in here}
     if len(told) < len({peer.facts.get(BASE_POLICY) for peer in here}):
         return None

@@ -48,6 +48,12 @@ def test_base_policies_are_told_apart_by_how_they_were_made() -> None:
     assert list(labels([*counts, on("26", demonstrations=25)])) == [
         f"ZPRL, λ = 0.5, base policy = {policy}" for policy in (25, 50, 26)
     ]
+    # A checkpoint with an attached bottleneck does not tell the sizes of what it was attached to.
+    joint = on("abc", **{"policy.horizon": 8, "bottleneck": "joint"})
+    assert list(labels([joint, on("def", bottleneck="attached")])) == [
+        "ZPRL, λ = 0.5, bottleneck = joint",
+        "ZPRL, λ = 0.5, bottleneck = attached",
+    ]
 
 
 def test_of_two_groups_both_are_told() -> None:
