@@ -2,9 +2,10 @@
 
 Shaped like LeRobot's robots (connect, observe, act, disconnect, context manager). Nothing here imports a driver.
 
-**Values.** What a robot tells and is told are float64 arrays by name, in SI units and in the frame of the arm's base. For
-an arm ``left``: ``left/position`` (3,) in metres, ``left/rotation`` (3,), axis times angle in radians, ``left/joints``
-(n,) in radians, ``left/gripper`` (1,), 0 closed to 1 open. Other names are sensors: told, never commanded.
+**Values.** What a robot tells and is told are float64 arrays by name, in SI units and in the frame of the arm's base.
+For an arm ``left``: ``left/position`` (3,) in metres, ``left/rotation`` (3,), axis times angle in radians,
+``left/joints`` (n,) in radians, ``left/gripper`` (1,), 0 closed to 1 open. Other names are sensors: told, never
+commanded.
 
 **Time.** ``time.monotonic()`` of the process that is asked, in seconds. Clocks of two computers are never compared:
 what crosses the network says how old it is.
@@ -46,7 +47,7 @@ class Arm:
 
     def command_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Return name and shape of all that a command to this arm holds."""
-        pose = {f"{name}/position": (3,), f"{name}/rotation": (3,)}
+        pose: dict[str, tuple[int, ...]] = {f"{name}/position": (3,), f"{name}/rotation": (3,)}
         shapes = pose if self.control == "pose" else {f"{name}/joints": (self.joints,)}
         return shapes | ({f"{name}/gripper": (1,)} if self.gripper else {})
 
@@ -146,16 +147,18 @@ class Station:
         :raises RobotError: If a part cannot be; the others are let go of again
         """
         try:
-            for part in (self.robot, *self.cameras.values()):
-                part.connect()
+            self.robot.connect()
+            for camera in self.cameras.values():
+                camera.connect()
         except BaseException:
             self.disconnect()
             raise
 
     def disconnect(self) -> None:
         """Let go of all of it, the robot first."""
-        for part in (self.robot, *self.cameras.values()):
-            part.disconnect()
+        self.robot.disconnect()
+        for camera in self.cameras.values():
+            camera.disconnect()
 
 
 class Signal(Enum):
