@@ -47,9 +47,14 @@ class Arm:
 
     def command_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Return name and shape of all that a command to this arm holds."""
-        pose: dict[str, tuple[int, ...]] = {f"{name}/position": (3,), f"{name}/rotation": (3,)}
-        shapes = pose if self.control == "pose" else {f"{name}/joints": (self.joints,)}
-        return shapes | ({f"{name}/gripper": (1,)} if self.gripper else {})
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.control == "pose":
+            shapes |= {f"{name}/position": (3,), f"{name}/rotation": (3,)}
+        else:
+            shapes[f"{name}/joints"] = (self.joints,)
+        if self.gripper:
+            shapes[f"{name}/gripper"] = (1,)
+        return shapes
 
 
 @runtime_checkable
