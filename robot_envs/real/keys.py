@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import zmq
+
 from zprl_sb3.files import atomic_path
 
 SERVER, CLIENTS = "server.key", "clients"
@@ -48,8 +50,6 @@ def make_keys(folder: str | Path, client: str = "robot") -> Path:
     :raises ValueError: If the name is no file name
     :raises FileExistsError: If there is a client of that name
     """
-    import zmq
-
     if not re.fullmatch(r"[\w-]{1,50}", client) or f"{client}.key" == SERVER:
         raise ValueError(f"A client's name consists of letters, digits, - and _ and is not 'server', unlike {client!r}")
     folder = Path(folder).expanduser()

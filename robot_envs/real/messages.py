@@ -1,8 +1,8 @@
 """What ``zprl robot-server`` and its clients say to each other: msgpack of a fixed shape, refused where it has another.
 
 A request is one part, an answer a head and, behind it, the images that the head describes, so that these are never
-copied into another message. Both name the version. What comes from a client is not trusted: sizes are limited before and
-while it is unpacked, and nothing is used that was not checked.
+copied into another message. Both name the version. What comes from a client is not trusted: sizes are limited before
+and while it is unpacked, and nothing is used that was not checked.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
+import msgpack
 import numpy as np
+from PIL import Image
 
-from zprl_sb3.robot_envs.real.robots import Frame, RobotError, Stopped, Values
+from zprl_sb3.robot_envs.real.robots import Arm, Frame, RobotError, Stopped, Values
 
 VERSION = 1
 MAX_REQUEST = 64 * 1024  # bytes
@@ -139,8 +141,6 @@ def packed_frame(frame: Frame, encoding: str) -> tuple[dict[str, Any], bytes]:
     head = {"number": frame.number, "age": frame.age, "shape": list(frame.image.shape), "encoding": encoding}
     if encoding == RAW:
         return head, np.ascontiguousarray(frame.image).tobytes()
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(frame.image).save(file, "JPEG", quality=QUALITY)
     return head, file.getvalue()
@@ -154,13 +154,27 @@ def read_frame(head: Mapping[str, Any], image: bytes, later: float) -> Frame:
     :param later: Seconds that have passed since
     :raises BadMessage: If it is something else
     """
-    shape, number, age = head.get("shape"), head.get("number"), head.get("age")
+    shape: Any = head.get("shape")
+    number, age = head.get("number"), head.get("age")
     if not (_is_shape(shape) and len(shape) == 3 and type(number) is int and _is_seconds(age)):
         raise BadMessage("no frame")
     pixels = np.frombuffer(image, np.uint8) if head.get("encoding") == RAW else _decoded(image)
     if pixels.size != math.prod(shape):
         raise BadMessage(f"an image of {pixels.size} instead of {math.prod(shape)} bytes")
-    return Frame(pixels.reshape(shape), number, float(age) + later)
+    return Frame(pixels.reshape(shape), number, age + later)
+
+
+def description(arms: Mapping[str, Arm], cameras: tuple[str, ...], enforced: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what client and server must agree upon, by name.
+
+    :param arms: The robot's arms
+    :param cameras: Names of the cameras
+    :param enforced: What :func:`~zprl_sb3.robot_envs.real.safety.described` returns
+    """
+    flat: dict[str, Any] = {"arms": sorted(arms)}
+    for name, arm in arms.items():
+        flat |= {f"{name}.control": arm.control, f"{name}.joints": arm.joints, f"{name}.gripper": arm.gripper}
+    return flat | {f"camera {name}": True for name in cameras} | dict(enforced)
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -180,8 +194,6 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
 
 
 def _decoded(image: bytes) -> Any:
-    from PIL import Image
-
     try:
         return np.asarray(Image.open(io.BytesIO(image), formats=["JPEG"]).convert("RGB"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
@@ -189,15 +201,11 @@ def _decoded(image: bytes) -> Any:
 
 
 def _packed(fields: Sequence[Any]) -> bytes:
-    import msgpack
-
     packed: bytes = msgpack.packb(fields)
     return packed
 
 
 def _read(data: bytes, count: int) -> list[Any]:
-    import msgpack
-
     limits = {"max_bin_len": MAX_REQUEST, "max_str_len": MAX_REQUEST, "max_array_len": 1024, "max_map_len": 1024}
     try:
         fields = msgpack.unpackb(data, max_ext_len=0, strict_map_key=True, **limits)
@@ -232,7 +240,7 @@ def _is_shape(shape: Any) -> bool:
     return fits and all(type(size) is int and 0 <= size <= 1 << 16 for size in shape)
 
 
-def _is_seconds(value: Any) -> bool:
+def _is_seconds(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 

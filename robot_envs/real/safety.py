@@ -65,10 +65,11 @@ class Limits:
     gripper_speed: float = 2.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.cone, Mapping):
-            if set(self.cone) != {"axis", "angle"}:
-                raise ValueError(f"A cone has an axis and an angle, not {sorted(self.cone)}")
-            object.__setattr__(self, "cone", (self.cone["axis"], self.cone["angle"]))
+        cone: Any = self.cone
+        if isinstance(cone, Mapping):
+            if set(cone) != {"axis", "angle"}:
+                raise ValueError(f"A cone has an axis and an angle, not {sorted(cone)}")
+            object.__setattr__(self, "cone", (cone["axis"], cone["angle"]))
         for field in fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name), field.name))
         for name in ("speed", "acceleration", "step", "gripper_speed"):

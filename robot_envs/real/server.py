@@ -1,7 +1,7 @@
 """``zprl robot-server``: gives a robot behind its guard, and its cameras, to clients on the network.
 
-One thread has the socket, and answers one request after the other; none of them takes long, because guard and cameras tell
-what they have. Whose key is not listed is refused by the handshake, and never gets here.
+One thread has the socket, and answers one request after the other; none of them takes long, because guard and cameras
+tell what they have. Whose key is not listed is refused by the handshake, and never gets here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zprl_sb3.robot_envs.real.guard import Guard
 from zprl_sb3.robot_envs.real.keys import ServerKeys
 from zprl_sb3.robot_envs.real.messages import Answer, BadMessage, Request
 from zprl_sb3.robot_envs.real.rate import Timing
-from zprl_sb3.robot_envs.real.robots import Arm, Camera, RobotError, Station, Stopped
+from zprl_sb3.robot_envs.real.robots import Camera, RobotError, Station, Stopped
 from zprl_sb3.robot_envs.real.sessions import NoSession, Session, Sessions
 
 ADDRESS = "tcp://127.0.0.1:5560"
@@ -33,6 +33,7 @@ HOME_SILENCE = 1.0  # seconds of silence after which nobody is thought to watch 
 POLL = 50  # ms
 QUEUE = 16  # messages of one client that may wait
 HANDSHAKE = 2000  # ms
+COMMANDS = ("command", "step", "home", "clear")  # too late they are refused
 
 Result = tuple[dict[str, Any], list[bytes]]
 
@@ -59,19 +60,6 @@ class ServerStatus:
     loop: Timing
     limited: Mapping[str, int]
     stopped: str | None
-
-
-def description(arms: Mapping[str, Arm], cameras: tuple[str, ...], enforced: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what client and server must agree upon, by name.
-
-    :param arms: The robot's arms
-    :param cameras: Names of the cameras
-    :param enforced: What :func:`~zprl_sb3.robot_envs.real.safety.described` returns
-    """
-    flat: dict[str, Any] = {"arms": sorted(arms)}
-    for name, arm in arms.items():
-        flat |= {f"{name}.control": arm.control, f"{name}.joints": arm.joints, f"{name}.gripper": arm.gripper}
-    return flat | {f"camera {name}": True for name in cameras} | dict(enforced)
 
 
 class RobotServer:
@@ -207,39 +195,26 @@ class RobotServer:
         if len(parts) != 1:
             self._refused += 1
             return
+        number, content, images = 0, dict[str, Any](), list[bytes]()
         try:
-            user, request = str(parts[0].get("User-Id")), messages.read_request(parts[0].bytes)
-        except BadMessage as error:
+            request = messages.read_request(parts[0].bytes)
+            number = request.number
+            content, images = self._result(str(parts[0].get("User-Id")), request, received)
+            status, text = messages.OK, ""
+        except Exception as error:
             self._refused += 1
-            user, request, failure = "", Request("bye"), f"Refused what is no request: {error}"
-        else:
-            failure = ""
-        status, text, (content, images) = (
-            (messages.FAILED, failure, ({}, [])) if failure else self._answer(user, request, received)
-        )
+            status, text = _failure(error)
         now = time.monotonic()
-        answer = Answer(request.number, status, text, now, now - received, self._guard.stopped, content)
+        answer = Answer(number, status, text, now, now - received, self._guard.stopped, content)
         socket.send_multipart([identity.bytes, answer.packed(), *images])
 
-    def _answer(self, user: str, request: Request, received: float) -> tuple[str, str, Result]:
-        try:
-            if request.operation == "hello":
-                return messages.OK, "", self._hello(user, request.content)
-            session = self._sessions.find(user, request.session, request.number)
-            if request.operation in ("command", "step", "home", "clear"):
-                self._check_delay(request, received)
-            return messages.OK, "", self._operations()[request.operation](session, request.content)
-        except NoSession as error:
-            kind, text = messages.NO_SESSION, str(error)
-        except Stopped as error:
-            kind, text = messages.STOPPED, str(error)
-        except (RobotError, BadMessage) as error:
-            kind, text = messages.FAILED, str(error)
-        except Exception as error:  # a fault of ours or of a camera's driver must not end the server
-            traceback.print_exc()
-            kind, text = messages.FAILED, f"The server failed: {type(error).__name__}: {error}"
-        self._refused += 1
-        return kind, text, ({}, [])
+    def _result(self, user: str, request: Request, received: float) -> Result:
+        if request.operation == "hello":
+            return self._hello(user, request.content)
+        session = self._sessions.find(user, request.session, request.number)
+        if request.operation in COMMANDS:
+            self._check_delay(request, received)
+        return self._operations()[request.operation](session, request.content)
 
     def _operations(self) -> dict[str, Callable[[Session, Mapping[str, Any]], Result]]:
         return {
@@ -254,16 +229,16 @@ class RobotServer:
         }
 
     def _check_delay(self, request: Request, received: float) -> None:
-        """Refuse what a network has kept back. Only differences of one clock are compared: the client's is not known."""
+        """Refuse what a network has kept back. Each computer's times are only compared with its own."""
         late = received - request.stamp - request.elapsed
-        if not 0 <= late <= self._guard.watchdog:
+        if abs(late) > self._guard.watchdog:  # below 0 by as much as the clocks run apart
             raise RobotError(f"Refused a command that was {late:.1f} s on its way, more than the watchdog waits")
 
     def _hello(self, user: str, content: Mapping[str, Any]) -> Result:
         client, expected = content.get("client"), content.get("expected")
         if not (isinstance(client, bytes) and len(client) == 16 and isinstance(expected, dict)):
             raise BadMessage("a client says who it is and what it expects")
-        found = description(self._guard.arms, tuple(self._cameras), self._guard.enforced)
+        found = messages.description(self._guard.arms, tuple(self._cameras), self._guard.enforced)
         if wrong := messages.differences(expected, found):
             raise RobotError(f"The server's task differs from this one: {'; '.join(wrong)}")
         session = self._sessions.open(user, client, self._keys.clients.get(user, user))
@@ -335,6 +310,20 @@ class RobotServer:
         commander = self._sessions.commander
         if commander is None or time.monotonic() - commander.seen > HOME_SILENCE:
             self._guard.hold()
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    """Return which kind of error a client is told, and its text."""
+    if isinstance(error, NoSession):
+        return messages.NO_SESSION, str(error)
+    if isinstance(error, Stopped):
+        return messages.STOPPED, str(error)
+    if isinstance(error, BadMessage):
+        return messages.FAILED, f"Refused what is no request: {error}"
+    if not isinstance(error, RobotError):  # a fault of ours, which must not end the server
+        traceback.print_exception(error)
+        return messages.FAILED, f"The server failed: {type(error).__name__}: {error}"
+    return messages.FAILED, str(error)
 
 
 class _Listed:

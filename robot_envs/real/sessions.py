@@ -64,7 +64,7 @@ class Sessions:
         return [session.name for session in list(self._sessions.values()) if now - session.seen < PRESENT]
 
     def open(self, user: str, client: bytes, name: str) -> Session:
-        """Return a new session. It takes the place of the one that the same client had, whose requests are then refused.
+        """Return a new session. It takes the place of the one that the client had, whose requests are then refused.
 
         :param user: The client's public key
         :param client: What it calls itself
