@@ -1,7 +1,7 @@
-"""A kinematic robot and a synthetic camera: real enough to test what is between a driver and a policy, without physics.
+"""A kinematic robot and a synthetic camera, to test what is between a driver and a policy without physics.
 
-The arms go straight and at no more than a speed to where they were told, in the time that really passes. What hardware does
-wrong can be switched on: it does not answer, a camera shows the same frame for ever.
+The arms go straight and at no more than a speed to where they were told, in the time that really passes. What hardware
+does wrong can be switched on: it does not answer, a camera shows the same frame for ever.
 """
 
 from __future__ import annotations
