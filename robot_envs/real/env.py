@@ -36,8 +36,8 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
 
     - Observation: float32 ``"proprio"`` (P,) and, for each camera, uint8 ``"<camera>_image"`` (H, W, 3)
     - Reward: 1 with a success, otherwise 0. Success and failure terminate; an episode that runs out of time is judged,
-      and truncated unless it is a success (the limit is the task's: that of ``gym.make`` would ask nobody). What a person aborts, a stop or a fault ends is truncated, with
-      ``info["aborted"]``, not to be learned from
+      and truncated unless it is a success (the limit is the task's: that of ``gym.make`` would ask nobody). What a
+      person aborts, a stop or a fault ends is truncated, with ``info["aborted"]``, not to be learned from
     - ``info``: ``is_success``; ``jitter`` in seconds and ``missed`` deadlines of the episode; at an episode's end
       ``ending``, ``timing`` and ``limited`` (what the limits have changed); ``quit`` once a person wants no further one
 

