@@ -43,8 +43,8 @@ EXAMPLES = """examples:
   zprl evaluate runs/push/policy                        # a base policy: through c and through the bottleneck's mean,
                                                         # each with sampled and with zero flow noise
 
-In simulation, episode k starts from the layout and the flow noise of seed SEED + k, whatever is evaluated, so results compare
-episode by episode. Training never uses these seeds."""
+In simulation, episode k starts from the layout and the flow noise of seed SEED + k, whatever is evaluated, so results
+compare episode by episode. Training never uses these seeds."""
 
 
 # The base policy and its controls: through the bottleneck's mean or through c, with and without flow noise.
@@ -78,7 +78,7 @@ def evaluate_base(
     videos: Videos | None = None,
     subprocess: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate a base policy in the four ways of :data:`WAYS`, on a real robot in the first, and return the results by name.
+    """Evaluate a base policy in the four ways of :data:`WAYS`, a real robot's in the first; return the results by name.
 
     Each is as :func:`evaluate_run` returns it, where there is something to tell.
 

@@ -27,8 +27,8 @@ The task's file names robot, cameras, limits and, under teleoperator:, what is d
 whose observation is where the arms are to be (a leader arm). The person beside it starts each episode and says what
 became of it, at a page or at the keyboard, as the task's file has it.
 
-Every episode is a file in the folder from the moment it begins: nothing that happened is lost by a crash, a power cut or a
-full disk. The same command goes on until there are enough; episodes that were aborted or interrupted do not count."""
+Every episode is a file in the folder from the moment it begins: nothing that happened is lost by a crash, a power cut
+or a full disk. The same command goes on until there are enough; those that were aborted or interrupted do not count."""
 
 
 def record(task: str, episodes: int, folder: str | Path, keep: Sequence[str] = LEARNED) -> Path:

@@ -21,7 +21,8 @@ class Evaluation:
     """Results by episode, in the order of the seeds. Lengths are in **env steps**, returns are undiscounted.
 
     ``commanded`` are the positions (length, hands, 3) that the hands were sent to, every ``dt`` seconds, or None where
-    the environment does not tell. ``aborted`` episodes, which a person beside a robot did not want to count, are in none.
+    the environment does not tell. ``aborted`` episodes, which a person beside a robot did not want to count, are in
+    none.
     """
 
     seeds: list[int] = field(default_factory=list)

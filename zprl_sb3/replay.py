@@ -142,7 +142,7 @@ class SteeringReplayBuffer(ReplayBuffer):
         :param action: Δz (n, d)
         :param reward: Of the chunks (n,)
         :param done: Whether the episode ended (n,)
-        :param infos: ``TimeLimit.truncated`` says that a time-out ended it, ``aborted`` that it is not to be learned from
+        :param infos: ``TimeLimit.truncated``: a time-out ended it; ``aborted``: it is not to be learned from
         """
         if not self._tables:
             self._allocate()

@@ -22,8 +22,7 @@ class TrainingCurveCallback(BaseCallback):
     ``eval/`` and ``episode/``.
 
     :param curve: CSV file of chunks, env steps, success rate with its 95 % interval, mean length and return
-    :param episodes: CSV file of chunks, env steps, success, length in env steps, return, and what the environment says of
-        its timing
+    :param episodes: CSV file of chunks, env steps, success, length in env steps, return, and the environment's timing
     """
 
     def __init__(self, curve: str | Path, episodes: str | Path) -> None:

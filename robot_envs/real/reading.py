@@ -54,7 +54,7 @@ class Reader:
             "drivers": self.drivers(top.get("drivers")),
             "limits": self.limits(top["limits"], arms),
             "home": self.names(top, "home") or None,
-            "supervisor": self.choice(top["supervisor"], "supervisor", "kind", KINDS),
+            "supervisor": self.choice(top["supervisor"], "supervisor", "kind", (*KINDS, "a module.of.yours")),
             "teleoperator": {} if teleoperator is None else self.driver(teleoperator, "teleoperator"),
             "policy": self.names(top, "policy"),
             "train": self.names(top, "train"),
@@ -81,8 +81,10 @@ class Reader:
         return dict(value)
 
     def choice(self, value: Any, key: str, choice: str, known: tuple[str, ...]) -> dict[str, Any]:
-        """Return a table with a choice, whose other keys are arguments of what is chosen."""
-        if not isinstance(value, dict) or value.get(choice) not in known:
+        """Return a table with a choice, whose other keys are arguments of what is chosen; names with a dot are modules."""
+        name = value.get(choice) if isinstance(value, dict) else None
+        theirs = isinstance(name, str) and "." in name and any("." in each for each in known)
+        if not (name in known or theirs):
             raise self.error(key, f"a table with {choice}: {' or '.join(known)}", value)
         return dict(value)
 

@@ -136,7 +136,8 @@ def make_station(task: Task) -> Station:
 def local_station(task: Task) -> Station:
     """Return the robot and the cameras that are connected to this computer, the robot behind its limits.
 
-    ``zprl robot-server`` serves such a station.
+    ``zprl robot-server`` serves such a station. A driver is a module of :mod:`zprl_sb3.robot_envs.real.drivers`, or, with
+    a dot in its name, one of the user's, with functions ``robot``, ``camera`` or ``teleoperator``.
 
     :raises TaskError: If there are no drivers in the file, or an argument is wrong
     :raises ImportError: If a driver cannot be imported; says how to install it
@@ -165,13 +166,13 @@ def guarded(task: Task, robot: Robot) -> Robot:
 
 
 def make_supervisor(task: Task) -> Supervisor:
-    """Return the person's side of a task: keys at the terminal, or a page.
+    """Return the person's side of a task: keys at the terminal, a page, or ``supervisor`` of a module of the user's.
 
-    :raises TaskError: If an argument is wrong
+    :raises TaskError: If an argument is wrong, or there is no such module
     """
     kind = task.supervisor["kind"]
-    module, name = SUPERVISORS[kind]
-    make = getattr(part(module), name)
+    name, maker = SUPERVISORS.get(kind, ("", "supervisor"))
+    make = getattr(_module(task, "supervisor", kind, name), maker)
     supervisor: Supervisor = made(task, "supervisor", make, _arguments(task.supervisor, "kind"))
     return supervisor
 
@@ -190,12 +191,7 @@ def make_teleoperator(task: Task) -> Robot:
 
 def _driver(task: Task, key: str, table: dict[str, Any], kind: str) -> Any:
     name = table["driver"]
-    try:
-        module = part(SIMULATED if name == SIMULATED else f"drivers.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{HERE}.drivers.{name}":
-            raise
-        raise TaskError(f"{task.path}, {key}: there is no driver {name!r}") from error
+    module = _module(task, key, name, SIMULATED if name == SIMULATED else f"drivers.{name}")
     # Leader arms are robots, too; only some are made otherwise.
     make = getattr(module, kind, None) or (
         module.robot if kind == "teleoperator" and hasattr(module, "robot") else None
@@ -203,6 +199,17 @@ def _driver(task: Task, key: str, table: dict[str, Any], kind: str) -> Any:
     if make is None:
         raise TaskError(f"{task.path}, {key}: {name!r} is a driver, but not of a {kind}")
     return made(task, key, make, _arguments(table, "driver"))
+
+
+def _module(task: Task, key: str, name: str, ours: str) -> ModuleType:
+    """Import what a file names: a module of the user's where there is a dot in the name, or one of ours."""
+    wanted = name if "." in name else f"{HERE}.{ours}"
+    try:
+        return importlib.import_module(wanted)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{wanted}.".startswith(f"{error.name}."):
+            raise  # it is there, and lacks a library
+        raise TaskError(f"{task.path}, {key}: there is no {name!r} ({error})") from error
 
 
 def _arguments(table: dict[str, Any], choice: str) -> dict[str, Any]:
