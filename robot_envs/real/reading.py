@@ -81,7 +81,7 @@ class Reader:
         return dict(value)
 
     def choice(self, value: Any, key: str, choice: str, known: tuple[str, ...]) -> dict[str, Any]:
-        """Return a table with a choice, whose other keys are arguments of what is chosen; names with a dot are modules."""
+        """Return a table that chooses something and gives it arguments; where others may, a module's name has a dot."""
         name = value.get(choice) if isinstance(value, dict) else None
         theirs = isinstance(name, str) and "." in name and any("." in each for each in known)
         if not (name in known or theirs):

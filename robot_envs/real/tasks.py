@@ -136,8 +136,8 @@ def make_station(task: Task) -> Station:
 def local_station(task: Task) -> Station:
     """Return the robot and the cameras that are connected to this computer, the robot behind its limits.
 
-    ``zprl robot-server`` serves such a station. A driver is a module of :mod:`zprl_sb3.robot_envs.real.drivers`, or, with
-    a dot in its name, one of the user's, with functions ``robot``, ``camera`` or ``teleoperator``.
+    ``zprl robot-server`` serves such a station. A driver is a module of :mod:`zprl_sb3.robot_envs.real.drivers`, or,
+    with a dot in its name, one of the user's, with functions ``robot``, ``camera`` or ``teleoperator``.
 
     :raises TaskError: If there are no drivers in the file, or an argument is wrong
     :raises ImportError: If a driver cannot be imported; says how to install it
