@@ -41,9 +41,7 @@ def make_keys(folder: str, client: str) -> None:
     """Make the server's keys, where there are none, and those of a client; say where they belong."""
     file = part("keys", "pyzmq", "real").make_keys(folder, client)
     print(f"Wrote {file}: move it to ~/.config/zprl/ on the client's computer (robot.key is looked for by itself).")
-    print(
-        f"The server keeps {file.parent}/server.key and {file.parent}/clients/{client}.pub; a client without is refused."
-    )
+    print(f"The server keeps {file.parent}/server.key and {file.parent}/clients/{client}.pub, by which it admits it.")
 
 
 def serve(task: str, keys: str, bind: str, address: str | None = None, console: TextIO = sys.stdin) -> NoReturn:

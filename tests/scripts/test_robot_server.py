@@ -104,7 +104,7 @@ def test_a_task_is_served_and_a_person_stops_and_clears_it(console: Console, tas
         line = console.says("STOPPED: ")
         assert "robot commands at" in line
         assert "clients: robot" in line
-        with pytest.raises(Stopped, match="^Stopped by a person at the robot server$"):
+        with pytest.raises(Stopped, match=r"^Stopped by a person at the robot server$"):
             station.robot.send_action(command(0.3))
         with pytest.raises(Stopped, match="must be cleared there"):
             station.robot.clear()  # type: ignore[attr-defined]
