@@ -140,7 +140,7 @@ class Guard:
         return self._timing or self._rate.timing()
 
     def connect(self) -> None:
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():
             return
         self._closing.clear()
         self._forget()
@@ -163,6 +163,8 @@ class Guard:
         if thread is None:
             return
         atexit.unregister(self.disconnect)
+        with self._changed:
+            self._end_homing("it was disconnected")
         self._closing.set()
         thread.join(END + PATIENCE)
         if thread.is_alive():
@@ -288,6 +290,8 @@ class Guard:
             self._loop()
         finally:
             self._let_go()
+            with self._changed:
+                self._end_homing("its loop has ended")
 
     def _let_go(self) -> None:
         with suppress(Exception):
@@ -300,9 +304,8 @@ class Guard:
         self._window = time.monotonic()
         end = np.inf
         while not self._closing.is_set() or (self._is_moving() and time.monotonic() < end):
-            if self._closing.is_set() and end == np.inf:
-                end = time.monotonic() + END
-                self._order = HOLD
+            if self._closing.is_set():
+                end = min(end, time.monotonic() + END)
             self._rate.begin()
             try:
                 self._tick()
@@ -316,8 +319,8 @@ class Guard:
 
     def _tick(self) -> None:
         if (stopped := self._reason is not None) and not self._halted:
-            self._here, self._halted = None, True
-            self._robot.hold()
+            self._here = None
+            self._robot.hold()  # if it fails, the next tick tries again
         self._halted = stopped
         self._publish(self._robot.get_observation())
         if not stopped:

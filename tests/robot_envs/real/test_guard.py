@@ -257,6 +257,30 @@ def test_the_way_home_ends_with_a_stop_or_a_hold(guard: Guard) -> None:
     assert x_of(guard) > 0.35
 
 
+def test_disconnecting_ends_the_way_home(robot: TimedRobot) -> None:
+    guard = guarded(robot)
+    guard.connect()
+    feed(guard, 0.5, 1.0)
+    guard.start_home()
+    timer = threading.Timer(0.1, guard.disconnect)
+    timer.start()
+    with pytest.raises(RobotError, match="it was disconnected"):
+        guard.await_home()
+    timer.join()
+    assert not robot.connected
+
+
+def test_a_hold_that_fails_is_tried_again(guard: Guard, robot: TimedRobot) -> None:
+    feed(guard, 0.5, 0.2)
+    robot.broken = True
+    guard.stop("button")
+    time.sleep(0.1)
+    assert robot.holds == 0
+    robot.broken = False
+    until(lambda: robot.holds == 1)
+    assert guard.stopped == "button"
+
+
 def test_without_a_home_of_the_task_the_driver_brings_it_there(robot: TimedRobot) -> None:
     guard = guarded(robot, home=None)
     guard.connect()
