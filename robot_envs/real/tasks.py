@@ -128,8 +128,10 @@ def make_station(task: Task) -> Station:
     """
     if task.robot["driver"] == LOCAL:
         return local_station(task)
-    make = part("remote", "pyzmq and msgpack", "real").remote_station
-    station: Station = made(task, "robot", make, _arguments(task.robot, "driver"))
+    arguments = _arguments(task.robot, "driver") | {"arms": task.arms, "cameras": list(task.views)}
+    # The server must keep the very limits that are read here.
+    arguments["enforced"] = part("safety").described(**_guarding(task))
+    station: Station = made(task, "robot", part("remote", "pyzmq and msgpack", "real").remote_station, arguments)
     return station
 
 
@@ -157,12 +159,15 @@ def guarded(task: Task, robot: Robot) -> Robot:
 
     :raises TaskError: If a limit is wrong
     """
-    safety, loop = part("safety"), {key: task.limits[key] for key in LOOP if key in task.limits}
-    limits = {name: made(task, f"limits.{name}", safety.Limits, task.limits[name]) for name in task.arms}
-    guard: Robot = made(
-        task, "limits", part("guard").Guard, {"robot": robot, "limits": limits, "home": task.home} | loop
-    )
+    guard: Robot = made(task, "limits", part("guard").Guard, {"robot": robot, **_guarding(task)})
     return guard
+
+
+def _guarding(task: Task) -> dict[str, Any]:
+    """Return the arguments of a guard, but the robot."""
+    make = part("safety").Limits
+    limits = {name: made(task, f"limits.{name}", make, task.limits[name]) for name in task.arms}
+    return {"limits": limits, "home": task.home} | {key: task.limits[key] for key in LOOP if key in task.limits}
 
 
 def make_supervisor(task: Task) -> Supervisor:
