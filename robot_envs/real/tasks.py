@@ -128,10 +128,10 @@ def make_station(task: Task) -> Station:
     """
     if task.robot["driver"] == LOCAL:
         return local_station(task)
-    arguments = _arguments(task.robot, "driver") | {"arms": task.arms, "cameras": list(task.views)}
-    # The server must keep the very limits that are read here.
-    arguments["enforced"] = part("safety").described(**_guarding(task))
-    station: Station = made(task, "robot", part("remote", "pyzmq and msgpack", "real").remote_station, arguments)
+    make = part("remote", "pyzmq and msgpack", "real").remote_station
+    enforced = part("safety").described(_limits(task), home=task.home, **_loop(task))
+    agreed = {"arms": task.arms, "cameras": tuple(task.views), "enforced": enforced}
+    station: Station = made(task, "robot", make, _arguments(task.robot, "driver") | agreed)
     return station
 
 
@@ -159,15 +159,18 @@ def guarded(task: Task, robot: Robot) -> Robot:
 
     :raises TaskError: If a limit is wrong
     """
-    guard: Robot = made(task, "limits", part("guard").Guard, {"robot": robot, **_guarding(task)})
+    arguments = {"robot": robot, "limits": _limits(task), "home": task.home} | _loop(task)
+    guard: Robot = made(task, "limits", part("guard").Guard, arguments)
     return guard
 
 
-def _guarding(task: Task) -> dict[str, Any]:
-    """Return the arguments of a guard, but the robot."""
+def _limits(task: Task) -> dict[str, Any]:
     make = part("safety").Limits
-    limits = {name: made(task, f"limits.{name}", make, task.limits[name]) for name in task.arms}
-    return {"limits": limits, "home": task.home} | {key: task.limits[key] for key in LOOP if key in task.limits}
+    return {name: made(task, f"limits.{name}", make, task.limits[name]) for name in task.arms}
+
+
+def _loop(task: Task) -> dict[str, Any]:
+    return {key: task.limits[key] for key in LOOP if key in task.limits}
 
 
 def make_supervisor(task: Task) -> Supervisor:
