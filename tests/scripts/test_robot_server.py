@@ -16,12 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from people import ScriptedPerson
 from robot_tasks import write
 from servers import command, free_port
 
+from zprl_sb3.robot_envs.real.env import RealRobotEnv
 from zprl_sb3.robot_envs.real.keys import make_keys, read_client_keys, read_server_keys
 from zprl_sb3.robot_envs.real.robots import RobotError, Station, Stopped
 from zprl_sb3.robot_envs.real.tasks import load_task, make_station
+
+ACTION = np.array([0.32, 0.0, 0.2, np.pi, 0.0, 0.0, 1.0], np.float32)
 
 
 class Console:
@@ -115,7 +119,7 @@ def test_a_task_is_served_and_a_person_stops_and_clears_it(console: Console, tas
         station.robot.send_action(command(0.3))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 143)])
 def test_its_end_is_orderly(console: Console, number: signal.Signals, code: int) -> None:
     console.says("nobody commands")
     console.process.send_signal(number)
@@ -181,3 +185,35 @@ def test_a_demonstrated_command_arrives_as_it_was_sent(console: Console, task: P
     with make_station(load_task(task)) as station:
         station.robot.home()
         assert np.allclose(station.robot.get_observation()["arm/position"], [0.3, 0.0, 0.2])
+
+
+@pytest.mark.slow
+def test_an_environment_goes_on_when_its_server_was_killed(console: Console, task: Path, repository: Path) -> None:
+    console.says("Enter stops the robot")
+    person = ScriptedPerson()
+    env = RealRobotEnv(task, supervisor=person)
+    env.reset()
+    env.step(ACTION)
+    console.process.send_signal(signal.SIGKILL)
+    console.process.wait()
+    truncated, info = False, {}
+    while not truncated:
+        *_, terminated, truncated, info = env.step(ACTION)
+        assert not terminated
+    assert info["aborted"]
+    served = load_task(task)
+    keys = Path(str(served.robot["key"])).parent
+    again = Console(repository, "--task", str(task), "--keys", str(keys), "--bind", str(served.robot["address"]))
+    try:
+        obs, _ = env.reset()  # waits until there is a server
+        assert obs["proprio"][:3] == pytest.approx([0.3, 0.0, 0.2], abs=1e-3)
+        assert any("does not answer: nothing for" in status.message for status in person.shown)
+        steps = 0
+        while not truncated or steps == 0:
+            *_, truncated, info = env.step(ACTION)
+            steps += 1
+        assert steps == served.max_episode_steps
+    finally:
+        env.close()
+        again.process.kill()
+        again.process.wait()

@@ -17,7 +17,7 @@ import pytest
 from arms import ONE_ARM, KinematicRobot
 
 from zprl_sb3.robot_envs.real.guard import Guard
-from zprl_sb3.robot_envs.real.robots import Robot, RobotError, Stopped, Values
+from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import Limits
 
 HOME: dict[str, tuple[float, ...]] = {
@@ -306,6 +306,20 @@ def test_joints_that_leave_their_range_stop_the_robot_once(robot: TimedRobot) ->
     guard.disconnect()
 
 
+def test_joints_are_commanded_under_their_limits() -> None:
+    robot = KinematicRobot({"arm": Arm("joints", 6)})
+    limits = Limits(joint_low=(-0.1,) * 6, joint_high=(0.1,) * 6, joint_speed=0.5, joint_acceleration=5.0)
+    guard = Guard(robot, {"arm": limits})
+    guard.connect()
+    for _ in range(20):
+        guard.send_action({"arm/joints": np.array([1.0, -1.0, 0.05, 0.0, 0.0, 0.0]), "arm/gripper": np.ones(1)})
+        time.sleep(1 / 30)
+    assert guard.get_observation()["arm/joints"] == pytest.approx([0.1, -0.1, 0.05, 0.0, 0.0, 0.0], abs=1e-3)
+    guard.disconnect()
+    assert np.abs([sent["arm/joints"] for sent in robot.commands]).max() <= 0.1
+    assert guard.limited["arm/joints"] > 5
+
+
 def test_disconnecting_brakes_and_holds(robot: TimedRobot) -> None:
     guard = guarded(robot)
     guard.connect()
@@ -326,8 +340,7 @@ def test_the_loop_keeps_its_rate(guard: Guard) -> None:
     assert guard.timing.jitter_p50 < 0.005
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_program_that_is_ended_holds(number: signal.Signals, tmp_path: Path, repository: Path) -> None:
+def test_a_program_that_is_ended_holds(repository: Path) -> None:
     program = f"""
 import signal, sys, time
 sys.path.insert(0, {str(repository / "tests/shared")!r})
@@ -340,7 +353,6 @@ class Told(KinematicRobot):
     def disconnect(self):
         print("disconnects", flush=True)
         super().disconnect()
-signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 guard = guarded(Told())
 guard.connect()
@@ -351,6 +363,6 @@ time.sleep(20)
     process = subprocess.Popen([sys.executable, "-c", program], cwd=repository, stdout=-1, stderr=-3, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "moves\n"
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=20)
     assert out == "holds\ndisconnects\n"

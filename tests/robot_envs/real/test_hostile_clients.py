@@ -272,6 +272,7 @@ def test_arguments_of_other_types_are_refused(traitor: Raw, operation: str, cont
     assert "Refused what is no request" in text_of(traitor.say(traitor.request(operation, **content)))
 
 
+@pytest.mark.slow
 def test_a_huge_message_is_not_read(keys: Path, repository: Path) -> None:
     process = start_process(repository, keys, address := f"tcp://127.0.0.1:{free_port()}")
     try:

@@ -44,7 +44,7 @@ def tilt(vector: Array) -> float:
     return float(np.arccos(np.clip(matrix_of_vector(vector)[:, 2] @ CONE[0], -1, 1)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(start=insides, orders=ticks, within=st.floats(0.0, 0.2))
 def test_a_point_keeps_box_speed_and_acceleration(
     start: Array, orders: list[tuple[Array, list[float]]], within: float
@@ -61,7 +61,7 @@ def test_a_point_keeps_box_speed_and_acceleration(
             moving, before = there, velocity
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(start=points, orders=ticks)
 def test_a_point_outside_only_moves_inward(start: Array, orders: list[tuple[Array, list[float]]]) -> None:
     moving, before = Moving(start, np.zeros(3)), np.zeros(3)
@@ -76,7 +76,7 @@ def test_a_point_outside_only_moves_inward(start: Array, orders: list[tuple[Arra
             moving, before = there, velocity
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(start=st.one_of(turns), orders=st.lists(st.tuples(turns, st.lists(steps, min_size=1, max_size=6)), max_size=8))
 def test_a_rotation_keeps_cone_speed_and_acceleration(start: Array, orders: list[tuple[Array, list[float]]]) -> None:
     moving, before = Moving(start, np.zeros(3)), np.zeros(3)
@@ -93,7 +93,7 @@ def test_a_rotation_keeps_cone_speed_and_acceleration(start: Array, orders: list
             moving, before = there, velocity if 2.0 * dt < np.pi / 2 else there.velocity
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(start=points, orders=ticks, within=st.floats(0.0, 0.2))
 def test_joints_keep_ranges_speeds_and_accelerations(
     start: Array, orders: list[tuple[Array, list[float]]], within: float
@@ -146,7 +146,7 @@ def test_steps_smaller_than_limits_are_spread_over_the_time_of_a_command() -> No
     assert np.allclose(path, 0.1, atol=0.01)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(start=turns, target=turns)
 def test_a_rotation_in_a_cone_arrives(start: Array, target: Array) -> None:
     start, goal = (rotation_vector(into_cone(matrix_of_vector(turn), CONE)) for turn in (start, target))
@@ -167,7 +167,7 @@ def test_half_a_turn_around_the_cones_axis_stays_in_the_cone_and_arrives() -> No
     assert np.linalg.norm(rotation_vector(matrix_of_vector(goal) @ matrix_of_vector(moving.value).T)) < 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(z=directions, turn=turns.filter(lambda turn: np.linalg.norm(turn) > 0.01))
 def test_arcs_are_judged_as_fine_steps_along_them_are(z: Array, turn: Array) -> None:
     cosines = np.array([matrix_of_vector(turn * share) @ z @ CONE[0] for share in np.linspace(0, 1, 200)])

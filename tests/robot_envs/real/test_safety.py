@@ -150,7 +150,7 @@ commands = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(orders=st.lists(commands, max_size=8))
 def test_whatever_is_commanded_set_points_keep_the_limits(orders: list[Any]) -> None:
     limits = {"arm": Limits(**POSE, cone=DOWN, step=0.1)}  # type: ignore[arg-type]

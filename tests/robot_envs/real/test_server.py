@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -203,6 +206,37 @@ def test_one_client_commands_and_others_watch(remote: Station, server: RobotServ
         remote.robot.send_action(command(0.5))
 
 
+def test_a_client_that_is_killed_leaves_a_robot_that_holds(
+    server: RobotServer, robot: KinematicRobot, keys: Path, repository: Path
+) -> None:
+    program = f'''
+import sys, time
+from pathlib import Path
+from servers import client, command
+station = client("{server.address}", Path("{keys}"))
+station.connect()
+print("connected", flush=True)
+while True:
+    station.robot.send_action(command(0.6))
+    time.sleep(0.03)
+'''
+    environment = os.environ | {"PYTHONPATH": f"{repository}:{repository / 'tests/shared'}"}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"connected\n"
+    until(lambda: x_of(server._guard) > 0.35)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.3 + 0.2)
+    held = x_of(server._guard)
+    assert held < 0.5
+    time.sleep(0.2)
+    assert x_of(server._guard) == held
+    time.sleep(0.5)
+    with client(server.address, keys, "viewer") as other:
+        feed(other.robot, 0.3, 0.1)
+
+
 def test_a_client_that_vanishes_leaves_a_robot_that_holds_and_others_may_command(
     remote: Station, server: RobotServer, robot: KinematicRobot, keys: Path
 ) -> None:
@@ -261,6 +295,7 @@ def test_a_robot_that_cannot_be_connected_is_told_before_anything_is_served(keys
         RobotServer(guarded_station(robot), read_server_keys(keys), "tcp://127.0.0.1:*").start()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_is_told_and_found_again(keys: Path, repository: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     process = start_process(repository, keys, address)
@@ -292,6 +327,7 @@ def _answers(station: Station) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_network_that_is_cut_for_five_seconds(server: RobotServer, robot: KinematicRobot, keys: Path) -> None:
     network = Network(int(server.address.rsplit(":", 1)[1]))
     with client(network.address, keys) as station:
