@@ -13,46 +13,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 
-from zprl_sb3.robot_envs.real.motion import Array, Moving
+from zprl_sb3.robot_envs.real.following import HOLD, Follower, Order
+from zprl_sb3.robot_envs.real.motion import Moving
 from zprl_sb3.robot_envs.real.rate import Rate, Timing
 from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import RATE, WATCHDOG, Limits, check_limits, checked, described
-from zprl_sb3.robot_envs.real.set_points import advance, clamped, left_range, start
-from zprl_sb3.robot_envs.rotations import matrix_of_vector, rotation_vector
+from zprl_sb3.robot_envs.real.set_points import clamped, left_range, start
 
 SPREAD = 0.1  # seconds over which a command is spread at most, however rarely they come
-STALL = 0.2  # seconds without a set point after which the robot stands, and its measured place is the next one
 STALE = 1.0  # seconds after which an observation is no longer taken for the present
 WINDOW = 10.0  # seconds over which the loop's own timing is told
-HOME_SPEED = 0.5  # share of the limits' speeds
 HOME_TIME = 60.0  # seconds to get home
-NEAR = {"position": 0.02, "rotation": 0.1, "joints": 0.1, "gripper": np.inf}  # measured, so that home counts as reached
-REACHED = 1e-4  # of the set point
 END = 1.0  # seconds to brake before disconnecting
 PATIENCE = 5.0  # seconds for the driver to come back from its last call
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What the robot is to do: a command, home, or (without a target) hold.
-
-    :param target: As commanded
-    :param received: When
-    :param spread: Seconds over which to spread the motion
-    :param home: Whether it is the way home, which no watchdog ends
-    """
-
-    target: Values | None = None
-    received: float = 0.0
-    spread: float = 0.0
-    home: bool = False
-
-
-HOLD = _Order()
 
 
 class Guard:
@@ -80,7 +56,6 @@ class Guard:
         if not 0 < watchdog < np.inf:
             raise ValueError(f"The watchdog must be above 0 s, not {watchdog}")
         self._robot, self._limits = robot, dict(limits)
-        self._slow = {name: limit.slower(HOME_SPEED) for name, limit in limits.items()}
         self._home = None if home is None else self._checked_home(home)
         self._rate = Rate(rate, time.monotonic)
         self.watchdog = watchdog
@@ -99,11 +74,8 @@ class Guard:
         self._failure: str | None = None  # why there is no observation
         self._latest: tuple[Values, float] | None = None
         self._order, self._homing_failed = HOLD, ""
-        # Only the thread's: the set point, when it was sent, what it goes to, and for which order.
-        self._here: dict[str, Moving] | None = None
-        self._sent = 0.0
-        self._goal: Values | None = None
-        self._begun = HOLD
+        # Only the thread's.
+        self._follower = Follower(self.arms, self._limits, self.watchdog)
         self._halted = self._outside = False
 
     @property
@@ -198,7 +170,7 @@ class Guard:
             if self._order.home:
                 raise RobotError("The robot is on its way home: wait until it is there, or hold it")
             spread = min(now - self._order.received, SPREAD)
-            self._order = _Order(command, now, spread)
+            self._order = Order(command, now, spread)
 
     def hold(self) -> None:
         """Brake under the limits, and stay."""
@@ -220,7 +192,7 @@ class Guard:
         with self._changed:
             self._check_ready()
             self._homing_failed = ""
-            self._order = _Order(self._home, time.monotonic(), home=True)
+            self._order = Order(self._home, time.monotonic(), home=True)
 
     def await_home(self) -> None:
         """Return when it is no longer on the way home.
@@ -303,7 +275,7 @@ class Guard:
         self._rate.start()
         self._window = time.monotonic()
         end = np.inf
-        while not self._closing.is_set() or (self._is_moving() and time.monotonic() < end):
+        while not self._closing.is_set() or (self._follower.is_moving and time.monotonic() < end):
             if self._closing.is_set():
                 end = min(end, time.monotonic() + END)
             self._rate.begin()
@@ -314,12 +286,9 @@ class Guard:
             self._rate.wait()
             self._measure()
 
-    def _is_moving(self) -> bool:
-        return self._here is not None and any(moving.velocity.any() for moving in self._here.values())
-
     def _tick(self) -> None:
         if (stopped := self._reason is not None) and not self._halted:
-            self._here = None
+            self._follower.forget()
             self._robot.hold()  # if it fails, the next tick tries again
         self._halted = stopped
         self._publish(self._robot.get_observation())
@@ -341,44 +310,23 @@ class Guard:
 
     def _move(self) -> None:
         now, order = time.monotonic(), self._order
-        dt, self._sent = now - self._sent, now
-        if dt > STALL and self._here is not None:
+        if self._follower.stalls(now):
             self._count(["stall"])
-            self._here = None
             self._robot.hold()
         elif order.home and self._home is None:
             self._robot.home()
-            self._here = None
+            self._follower.forget()
             self._arrived()
-        elif order.target is not None or self._here is not None:
-            self._follow(order, now, dt)
-
-    def _follow(self, order: _Order, now: float, dt: float) -> None:
-        if self._here is None:
-            self._here, self._begun = start(self._observed, self.arms), HOLD
-        if order is not self._begun:
-            self._begin(order, self._here)
-        if not order.home and self._goal is not None and now - order.received > self.watchdog:
-            self._goal = None
-            self._count(["watchdog"])
-        limits = self._slow if order.home else self._limits
-        self._here, hits = advance(self._here, self._goal, limits, dt, order.received + order.spread - now)
-        self._count(hits)
-        self._robot.send_action({name: moving.value for name, moving in self._here.items()})
-        if order.home:
-            self._check_home(order, self._here, now)
-
-    def _begin(self, order: _Order, here: Mapping[str, Moving]) -> None:
-        self._begun, self._goal = order, order.target
-        if order.target is not None and not order.home:
-            self._goal, hits = clamped(order.target, here, self._limits)
+        elif order.target is not None or self._follower.is_set:
+            point, hits = self._follower.follow(order, self._observed)
             self._count(hits)
+            self._robot.send_action(point)
+            if order.home:
+                self._check_home(order, now)
 
-    def _check_home(self, order: _Order, here: Mapping[str, Moving], now: float) -> None:
+    def _check_home(self, order: Order, now: float) -> None:
         assert order.target is not None
-        target, values = order.target, self._observed
-        set_ = all(_distance(name, here[name].value, target[name]) < REACHED for name in target)
-        if set_ and all(_distance(name, values[name], target[name]) < NEAR[name.rsplit("/", 1)[1]] for name in target):
+        if self._follower.has_arrived(order.target, self._observed):
             self._arrived()
         elif now - order.received > HOME_TIME:
             with self._changed:
@@ -405,9 +353,3 @@ class Guard:
             self._window = now
             self._timing = self._rate.timing()
             self._rate.start()
-
-
-def _distance(name: str, a: Array, b: Array) -> float:
-    if name.endswith("/rotation"):
-        return float(np.linalg.norm(rotation_vector(matrix_of_vector(a) @ matrix_of_vector(b).T)))
-    return float(np.linalg.norm(a - b))

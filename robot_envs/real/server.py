@@ -147,8 +147,8 @@ class RobotServer:
     def _serve(self, ready: Future[str]) -> None:
         with zmq.Context() as context:
             authenticator = ThreadAuthenticator(context)
-            authenticator.start()
             try:
+                authenticator.start()
                 authenticator.configure_curve_callback(DOMAIN, _Listed(self._keys))
                 with self._bound(context) as socket:
                     ready.set_result(socket.getsockopt_string(zmq.LAST_ENDPOINT))

@@ -361,6 +361,19 @@ def test_after_a_long_pause_the_same_session_goes_on(remote: Station, robot: Kin
     assert x_of(remote.robot) > 0.305
 
 
+def test_an_old_order_begins_no_motion_at_a_server_that_was_started_anew(
+    remote: Station, server: RobotServer, robot: KinematicRobot
+) -> None:
+    server._sessions._sessions.clear()  # as a new one has none
+    with pytest.raises(RobotError, match="does not know this session"):
+        remote.robot.send_action(command(0.5))
+    assert not robot.commands
+    assert x_of(remote.robot) == pytest.approx(0.3)
+    server._sessions._sessions.clear()
+    assert x_of(remote.robot) == pytest.approx(0.3)  # to look is no motion
+    feed(remote.robot, 0.32, 0.1)
+
+
 def test_a_server_that_never_was_is_told(keys: Path) -> None:
     with pytest.raises(RobotError, match="Is it running, and the network up"):
         client(f"tcp://127.0.0.1:{free_port()}", keys).connect()
