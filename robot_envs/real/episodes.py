@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ def convert(journal: Path) -> Path | None:
         journal.unlink()
         return None
     source, facts = recorded.source, {"ending": recorded.ending, **recorded.facts}
-    save_demonstrations(path, [recorded.episode], source.env_id, source.env_kwargs, "", facts, in_memory=True)
+    # Images after a step are those before the next one: written twice, they would double the file.
+    following = {key: each for key, each in recorded.episode.next_observations.items() if each.ndim < 4}
+    episode = replace(recorded.episode, next_observations=following)
+    save_demonstrations(path, [episode], source.env_id, source.env_kwargs, "", facts, in_memory=True)
     journal.unlink()
     return path
 
