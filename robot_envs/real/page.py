@@ -56,7 +56,7 @@ class PageSupervisor(Decisions):
         self._shown = time.monotonic()
         self._pictures: dict[str, _Picture] = {}
         self._server = _listen(host, port, self)
-        self._closed = False
+        self.closed = False
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="page", daemon=True).start()
         print(f"Supervise at {self.url}", flush=True)
         if not _loopback(host):
@@ -82,8 +82,8 @@ class PageSupervisor(Decisions):
 
     def close(self) -> None:
         """End the page. May be called twice."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._server.shutdown()
             self._server.server_close()
 
@@ -198,7 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self) -> str | None:
         """Return what is asked for, below the token, or refuse and return None."""
         token, _, route = self.path.partition("?")[0].removeprefix("/").partition("/")
-        if not self._own_name():
+        if self.server.page.closed:  # connections from before are still open
+            self.close_connection = True
+            self._refuse(HTTPStatus.GONE, "The session is over")
+        elif not self._own_name():
             self._refuse(HTTPStatus.FORBIDDEN, "This computer is not known by that name here: give its number, or names=")
         elif not self._own_page():
             self._refuse(HTTPStatus.FORBIDDEN, "Another page may not speak to this one")
@@ -249,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes, nonce: str = "") -> None:
         inline = f"'nonce-{nonce}'" if nonce else "'none'"
-        policy = f"default-src 'none'; script-src {inline}; style-src {inline}; img-src 'self'; connect-src 'self'; "
+        policy = f"default-src 'none'; script-src {inline}; style-src {inline}; img-src 'self' data:; connect-src 'self'; "
         headers = {
             "Content-Type": kind,
             "Content-Length": str(len(body)),
