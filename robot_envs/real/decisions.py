@@ -32,6 +32,8 @@ class Word(Enum):
 
 OUTCOMES = (Word.ABORT, Word.FAILURE, Word.SUCCESS)  # the most urgent one first
 ALWAYS = (Word.STOP, Word.QUIT)
+URGENT = (Word.STOP, *OUTCOMES, Word.PAUSE, Word.RESUME, Word.QUIT)
+JUDGING = (Word.STOP, Word.ABORT, Word.QUIT)  # the others are the verdict
 # What is asked for in each phase; a stop and the wish to end may be said in all of them.
 ASKED: dict[str, tuple[Word, ...]] = {
     "reset": (Word.START,),
@@ -174,10 +176,7 @@ class Decisions:
         """
         with self._lock:
             judging = self._status is not None and self._status.phase == "judging"
-            order = (Word.STOP, *OUTCOMES, Word.PAUSE, Word.RESUME, Word.QUIT)
-            if judging:
-                order = (Word.STOP, Word.ABORT, Word.QUIT)
-            word = next((word for word in order if word in self._said), None)
+            word = next((word for word in (JUDGING if judging else URGENT) if word in self._said), None)
             if word is None:
                 return None
             # An outcome answers for all of the episode.

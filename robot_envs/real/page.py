@@ -202,7 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self._refuse(HTTPStatus.GONE, "The session is over")
         elif not self._own_name():
-            self._refuse(HTTPStatus.FORBIDDEN, "This computer is not known by that name here: give its number, or names=")
+            self._refuse(
+                HTTPStatus.FORBIDDEN, "This computer is not known by that name here: give its number, or names="
+            )
         elif not self._own_page():
             self._refuse(HTTPStatus.FORBIDDEN, "Another page may not speak to this one")
         elif not hmac.compare_digest(token.encode(), self.server.page.token.encode()):
@@ -252,7 +254,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes, nonce: str = "") -> None:
         inline = f"'nonce-{nonce}'" if nonce else "'none'"
-        policy = f"default-src 'none'; script-src {inline}; style-src {inline}; img-src 'self' data:; connect-src 'self'; "
+        policy = (
+            f"default-src 'none'; script-src {inline}; style-src {inline}; img-src 'self' data:; connect-src 'self'; "
+        )
         headers = {
             "Content-Type": kind,
             "Content-Length": str(len(body)),

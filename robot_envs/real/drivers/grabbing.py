@@ -38,7 +38,7 @@ class GrabbingCamera(ABC):
         self._latest: tuple[NDArray[np.uint8], int, float] | None = None
         self._fault = "it gives no frame"
         self._refused: Exception | None = None
-        self._wanted = threading.Event()
+        self._ended = threading.Event()  # of the thread that grabs now
         self._thread: threading.Thread | None = None
 
     @abstractmethod
@@ -67,9 +67,8 @@ class GrabbingCamera(ABC):
         """
         if self._thread is not None:
             return
-        self._latest, self._refused = None, None
-        self._wanted.set()
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._latest, self._refused, self._ended = None, None, threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(self._ended,), name=self._name, daemon=True)
         self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._latest is not None or self._refused is not None, FIRST)
@@ -92,48 +91,45 @@ class GrabbingCamera(ABC):
         return Frame(image, number, time.monotonic() - taken)
 
     def disconnect(self) -> None:
-        self._wanted.clear()
+        self._ended.set()
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join(2.0)  # a camera that hangs is let go of by its own thread, once it answers
 
-    def _run(self) -> None:
-        me = threading.current_thread()
-        while self._wanted.is_set() and self._thread in (me, None):
+    def _run(self, ended: threading.Event) -> None:
+        while not ended.is_set():
             try:
                 self._open()
-                self._grab_all()
+                self._grab_until(ended)
             except RobotError as error:
                 self._note(str(error))
             except Exception as error:
-                with self._changed:
-                    self._refused = error if isinstance(error, ImportError) else RobotError(f"The {self._name}: {error}")
-                    self._changed.notify_all()
+                self._refuse(error)
                 return
             finally:
                 self._release()
-            self._pause()
+            ended.wait(AGAIN)
 
-    def _grab_all(self) -> None:
+    def _grab_until(self, ended: threading.Event) -> None:
         number = self._latest[1] if self._latest is not None else 0
-        while self._wanted.is_set():
+        while not ended.is_set():
             image = np.ascontiguousarray(np.rot90(self._grab(), self._turns))
             number += 1
             with self._changed:
-                self._latest = (image, number, time.monotonic())
+                self._latest, self._fault = (image, number, time.monotonic()), ""
                 self._changed.notify_all()
-            if self._fault:
-                self._fault = ""
+
+    def _refuse(self, error: Exception) -> None:
+        text = f"The {self._name} cannot be used: {error}"
+        logger.error("%s", text)
+        with self._changed:
+            self._refused = error if isinstance(error, ImportError) else RobotError(text)
+            self._changed.notify_all()
 
     def _note(self, fault: str) -> None:
         if fault != self._fault and self._latest is not None:
             logger.warning("The %s failed and is opened again: %s", self._name, fault)
         self._fault = fault
-
-    def _pause(self) -> None:
-        end = time.monotonic() + AGAIN
-        while self._wanted.is_set() and time.monotonic() < end:
-            time.sleep(0.05)
 
 
 def check_settings(asked: dict[str, float], given: dict[str, float]) -> None:

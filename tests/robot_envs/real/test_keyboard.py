@@ -211,7 +211,10 @@ def test_a_terminal_that_goes_away_stops_the_robot() -> None:
 
 def test_no_keyboard_without_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("s")
-    with (tmp_path / "keys").open() as file, pytest.raises(ValueError, match=r"no terminal.*supervisor: \{kind: page\}"):
+    with (
+        (tmp_path / "keys").open() as file,
+        pytest.raises(ValueError, match=r"no terminal.*supervisor: \{kind: page\}"),
+    ):
         KeyboardSupervisor(file)
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser
 from numpy.typing import NDArray
 from PIL import Image
 
+from browser import Browser
 from zprl_sb3.robot_envs.real import page as page_module
 from zprl_sb3.robot_envs.real.page import PageSupervisor
 from zprl_sb3.robot_envs.real.robots import Signal, Status
@@ -59,7 +59,11 @@ def ask(page: PageSupervisor, path: str, method: str = "GET", body: Any = None, 
 
 def say(page: PageSupervisor, word: str, turn: int | None = None) -> dict[str, Any]:
     code, _, body = ask(
-        page, "/TOKEN/say", "POST", {"word": word, "turn": page.turn if turn is None else turn}, Content_Type=JSON["Content-Type"]
+        page,
+        "/TOKEN/say",
+        "POST",
+        {"word": word, "turn": page.turn if turn is None else turn},
+        Content_Type=JSON["Content-Type"],
     )
     assert code == 200
     return dict(json.loads(body))
@@ -93,7 +97,9 @@ def test_a_port_that_is_taken_is_named(page: PageSupervisor) -> None:
         PageSupervisor(port=port)
 
 
-@pytest.mark.parametrize("path", ["/", "/state", "/wrong/", "/wrong/state", "/favicon.ico", "/TOKEN2/state", "/x/TOKEN/", "/%FF/"])
+@pytest.mark.parametrize(
+    "path", ["/", "/state", "/wrong/", "/wrong/state", "/favicon.ico", "/TOKEN2/state", "/x/TOKEN/", "/%FF/"]
+)
 def test_without_the_token_there_is_nothing(page: PageSupervisor, path: str) -> None:
     for method in ("GET", "POST"):
         code, _, body = ask(page, path, method)
@@ -160,7 +166,8 @@ JSON_HEADERS = {"Content_Type": "application/json"}
 @pytest.mark.parametrize(
     "body",
     ["", "{", "[]", "7", '{"word": "jump", "turn": 1}', '{"word": "stop"}', '{"word": "stop", "turn": "1"}',
-     '{"word": "stop", "turn": true}', '{"word": ["stop"], "turn": 1}', "[" * 900, '{"a": "' + "x" * 2000 + '"}', b"\xff\xfe"],
+     '{"word": "stop", "turn": true}', '{"word": ["stop"], "turn": 1}', "[" * 900, '{"a": "' + "x" * 2000 + '"}',
+     b"\xff\xfe"],
 )  # fmt: skip
 def test_what_is_no_word_is_refused(page: PageSupervisor, body: str | bytes) -> None:
     page.show(STATUS, {})
@@ -406,7 +413,9 @@ def test_a_finger_on_its_way_when_the_episode_ends(phone: Browser, session: Sess
     """The page still shows the old episode: no answer has come since. Its click is not taken for the new one."""
     session.turn("running")
     phone.wait_for(f"!document.querySelector('#success').disabled && {SETTLED}")
-    phone.evaluate("(() => { const real = ask; ask = (p, o) => p === 'state' ? new Promise(() => {}) : real(p, o); })()")
+    phone.evaluate(
+        "(() => { const real = ask; ask = (p, o) => p === 'state' ? new Promise(() => {}) : real(p, o); })()"
+    )
     phone.wait_for("performance.now() - heard > 300")
     session.turn("reset", 4)
     time.sleep(0.2)
@@ -424,7 +433,9 @@ def test_a_lost_connection_is_seen(phone: Browser, session: Session, page: PageS
     phone.wait_for("document.querySelector('#lost').innerText.startsWith('No news from the program for')")
     page.close()
     phone.wait_for("document.querySelector('#lost').innerText.startsWith('Connection lost')")
-    assert phone.evaluate("[...document.querySelectorAll('button')].filter(b => !b.disabled).map(b => b.id)") == ["stop"]
+    assert phone.evaluate("[...document.querySelectorAll('button')].filter(b => !b.disabled).map(b => b.id)") == [
+        "stop"
+    ]
     phone.tap("#stop")
     phone.wait_for("document.querySelector('#note').innerText.startsWith('STOP NOT DELIVERED')")
 
