@@ -123,7 +123,7 @@ def test_the_gripper_obeys_one_command_after_the_other() -> None:
 def test_a_controller_that_ended_says_why() -> None:
     robot, franka = connected()
     franka.is_in_control, franka.fault = False, 'libfranka: Move command aborted: ["cartesian_reflex"]'
-    with pytest.raises(RobotError, match="192.0.2.8, commanding it: FrankyError: .*cartesian_reflex"):
+    with pytest.raises(RobotError, match=r"192\.0\.2\.8, commanding it: FrankyError: .*cartesian_reflex"):
         robot.send_action(command(1.0))
     franka.fault = None
     with pytest.raises(RobotError, match="switch FCI on"):

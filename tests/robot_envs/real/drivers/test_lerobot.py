@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_errors_are_named() -> None:
 
 
 def test_without_lerobot_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "lerobot", None)
+    monkeypatch.setitem(sys.modules, "lerobot", None)
     with pytest.raises(ImportError, match='pip install "lerobot"'):
         LeRobotArm("lerobot.robots.so_follower:SO101Follower", MOTORS, HOME).connect()
     with pytest.raises(RobotError, match="is not module:class"):

@@ -36,7 +36,8 @@ def test_each_is_told_what_is_its_own() -> None:
     both.home()
     assert (left.homes, right.homes) == (1, 1)
     both.disconnect()
-    assert not (left.connected or right.connected)
+    assert not left.connected
+    assert not right.connected
 
 
 def test_if_one_cannot_be_connected_the_other_is_let_go() -> None:

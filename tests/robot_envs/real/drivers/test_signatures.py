@@ -1,8 +1,11 @@
-"""What ``sdks`` has recorded is what the packages have, where they are installed: ``pip install "zprl-sb3[xarm]"``, ..."""
+"""What ``sdks`` has recorded is what the packages have, where they are installed (extras ``xarm``, ``franka``, ...)."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,9 +42,8 @@ def parameters(function: Any) -> list[str]:
         return list(inspect.signature(function).parameters)
     except ValueError:
         text = function.__doc__ or ""
-        return [
-            part.split(":")[0].strip() for part in text.split("(", 1)[1].split(") ->")[0].split(", ") if ":" in part
-        ]
+        parts = text.split("(", 1)[1].split(") ->")[0].split(", ")
+        return [part.split(":")[0].strip() for part in parts if ":" in part]
 
 
 @pytest.mark.parametrize(
@@ -109,23 +111,26 @@ def test_realsense() -> None:
         assert [name for name in names if not hasattr(kind, name)] == []
 
 
+ROBOT = {
+    "connect": ["self", "calibrate"],
+    "get_observation": ["self"],
+    "send_action": ["self", "action"],
+    "disconnect": ["self"],
+    "is_connected": ["self"],
+    "is_calibrated": ["self"],
+    "action_features": ["self"],
+}
+CAMERA = {"connect": ["self", "warmup"], "async_read": ["self", "timeout_ms"], "disconnect": ["self"]}
+CONTRACT = (("robots/robot.py", "Robot", ROBOT), ("cameras/camera.py", "Camera", CAMERA))
+
+
 def test_lerobot_keeps_the_contract() -> None:
     """From its files: importing it would need all that it pins."""
-    import ast
-    import importlib.util
-    from pathlib import Path
-
     spec = importlib.util.find_spec("lerobot")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("lerobot is not installed")
-    folder = Path(list(spec.submodule_search_locations)[0])
-    for file, kind, wanted in (
-        ("robots/robot.py", "Robot", {"connect": ["self", "calibrate"], "get_observation": ["self"],
-                                      "send_action": ["self", "action"], "disconnect": ["self"],
-                                      "is_connected": ["self"], "is_calibrated": ["self"], "action_features": ["self"]}),
-        ("cameras/camera.py", "Camera", {"connect": ["self", "warmup"], "async_read": ["self", "timeout_ms"],
-                                         "disconnect": ["self"]}),
-    ):  # fmt: skip
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    for file, kind, wanted in CONTRACT:
         tree = ast.parse((folder / file).read_text())
         body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind).body
         found = {node.name: [each.arg for each in node.args.args] for node in body if isinstance(node, ast.FunctionDef)}
