@@ -2,8 +2,8 @@
 
 Recorded by introspection from xarm-python-sdk 1.18.4, franky-control 2.0.0 and pyrealsense2 2.59.1 (whose functions
 are overloaded: of each the overload that is used). Behind them are simple machines, which go at once where they are
-told and refuse what the real ones refuse. ``tests/robot_envs/real/drivers/test_signatures.py`` compares them with the real
-packages where those are installed. Import it as ``sdks``.
+told and refuse what the real ones refuse. ``tests/robot_envs/real/drivers/test_signatures.py`` compares them with the
+real packages where those are installed. Import it as ``sdks``.
 """
 
 from __future__ import annotations

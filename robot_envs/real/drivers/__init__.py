@@ -1,4 +1,4 @@
-"""Drivers of hardware. Each module has ``robot(...)`` or ``camera(...)``, or both; a task's YAML names it.
+"""Drivers of hardware. Each module has ``robot``, ``camera`` or ``teleoperator``; a task's YAML names it as ``driver``.
 
 A module imports without its package, which is loaded when the hardware is connected.
 """
@@ -11,6 +11,8 @@ from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
+
+NO_HOME = "It is not said where episodes begin: give the driver home: [joint angles], or the task home:"
 
 
 def load_package(module: str, install: str) -> ModuleType:

@@ -6,6 +6,7 @@ train on another computer. The release of franky must fit the robot's (see "robo
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from zprl_sb3.robot_envs.rotations import matrix_of_vector, quaternion_of, rotat
 
 INSTALL = "zprl-sb3[franka]"
 JOINTS = 7
+READY = (0.0, -math.pi / 4, 0.0, -3 * math.pi / 4, 0.0, math.pi / 2, math.pi / 4)  # Franka's own pose to start from
 GRIPPER_PERIOD = 0.05  # seconds between two looks at the gripper
 OPEN_ABOVE, CLOSED_BELOW = 0.6, 0.4  # what commands must pass, so that one near the middle does not make it chatter
 HOME_TIMEOUT = 60.0
@@ -47,7 +49,7 @@ class Franka:
     def __init__(
         self,
         ip: str,
-        home: Sequence[float],
+        home: Sequence[float] = READY,
         control: str = "pose",
         gripper: bool = True,
         name: str = "arm",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zprl_sb3.robot_envs.real.drivers import load_package, numbers
+from zprl_sb3.robot_envs.real.drivers import NO_HOME, load_package, numbers
 from zprl_sb3.robot_envs.real.robots import Arm, RobotError, Values
 
 INSTALL = "zprl-sb3[xarm]"
@@ -49,7 +49,7 @@ class XArm:
     asked for in radians. Poses are of the tool centre point set in the controller, in the base's frame.
 
     :param ip: Address of the control box
-    :param home: Joint angles in radians that episodes begin with
+    :param home: Joint angles in radians that episodes begin with; None: there is none
     :param joints: Number of joints
     :param control: ``"pose"`` or ``"joints"``
     :param gripper: ``"gripper"``, ``"g2"``, or None: it has none
@@ -61,7 +61,7 @@ class XArm:
     def __init__(
         self,
         ip: str,
-        home: Sequence[float],
+        home: Sequence[float] | None = None,
         joints: int = 7,
         control: str = "pose",
         gripper: str | None = "gripper",
@@ -71,7 +71,7 @@ class XArm:
         if control not in ("pose", "joints") or gripper not in (None, *GRIPPERS):
             raise ValueError(f"control is pose or joints, gripper {', '.join(GRIPPERS)} or null: {control}, {gripper}")
         self._ip, self._name, self._home_speed = ip, name, home_speed
-        self._home = numbers(home, joints, "home")
+        self._home = None if home is None else numbers(home, joints, "home")
         self._arm = Arm(control, joints, gripper is not None)
         self._gripper = GRIPPERS[gripper] if gripper is not None else None
         self._opening = 1.0
@@ -145,6 +145,8 @@ class XArm:
 
     def home(self) -> None:
         """Go to ``home`` in a straight line of joint angles, planned by the controller, and open the gripper."""
+        if self._home is None:
+            raise RobotError(NO_HOME)
         self._enter(POSITION_MODE)
         angles = [float(each) for each in self._home]
         code = self._connected.set_servo_angle(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zprl_sb3.robot_envs.real.drivers import lerobot
-from zprl_sb3.robot_envs.real.drivers.lerobot import LeRobotArm, LeRobotCamera
+from zprl_sb3.robot_envs.real.drivers.lerobot import LeRobotArm, LeRobotCamera, LeRobotLeader
 from zprl_sb3.robot_envs.real.robots import Arm, Camera, Robot, RobotError
 
 MOTORS = ["shoulder_pan", "shoulder_lift", "elbow_flex"]
@@ -127,7 +127,7 @@ def test_an_uncalibrated_robot_is_refused() -> None:
 
 
 def test_motors_must_be_the_robots() -> None:
-    with pytest.raises(RobotError, match=r"is told elbow_flex.pos, .*name shoulder_lift.pos, shoulder_pan.pos"):
+    with pytest.raises(RobotError, match=r"has elbow_flex.pos, .*name shoulder_lift.pos, shoulder_pan.pos"):
         LeRobotArm(Follower(), MOTORS[:2], HOME[:2], gripper=None).connect()
 
 
@@ -150,6 +150,40 @@ def test_without_lerobot_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         LeRobotArm("lerobot.robots.so_follower:SO101Follower", MOTORS, HOME).connect()
     with pytest.raises(RobotError, match="is not module:class"):
         LeRobotArm("so101_follower", MOTORS, HOME).connect()
+
+
+class Leader(Follower):
+    """What LeRobot's base class asks of a teleoperator."""
+
+    def get_action(self) -> dict[str, float]:
+        return self.now
+
+
+def test_a_leader_arm_tells_where_to_be() -> None:
+    arm = Leader()
+    leader = lerobot.teleoperator(leader=arm, motors=MOTORS)
+    assert isinstance(leader, LeRobotLeader)
+    assert isinstance(leader, Robot)
+    leader.connect()
+    told = leader.get_observation()
+    np.testing.assert_allclose(told["arm/joints"], [np.radians(10.0), 0.0, 0.0])
+    np.testing.assert_allclose(told["arm/gripper"], [0.5])
+    leader.hold()
+    leader.home()
+    assert arm.sent == []
+    with pytest.raises(RobotError, match="where a person moves it"):
+        leader.send_action(told)
+    leader.disconnect()
+    assert not arm.is_connected
+
+
+def test_without_a_home() -> None:
+    follower = Follower()
+    robot = LeRobotArm(follower, MOTORS)
+    robot.connect()
+    with pytest.raises(RobotError, match=r"give the driver home: \[joint angles\]"):
+        robot.home()
+    assert follower.sent == []
 
 
 class Webcam:

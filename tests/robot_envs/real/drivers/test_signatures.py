@@ -121,7 +121,12 @@ ROBOT = {
     "action_features": ["self"],
 }
 CAMERA = {"connect": ["self", "warmup"], "async_read": ["self", "timeout_ms"], "disconnect": ["self"]}
-CONTRACT = (("robots/robot.py", "Robot", ROBOT), ("cameras/camera.py", "Camera", CAMERA))
+LEADER = {name: ROBOT[name] for name in ("connect", "disconnect", "is_connected", "is_calibrated", "action_features")}
+CONTRACT = (
+    ("robots/robot.py", "Robot", ROBOT),
+    ("teleoperators/teleoperator.py", "Teleoperator", LEADER | {"get_action": ["self"]}),
+    ("cameras/camera.py", "Camera", CAMERA),
+)
 
 
 def test_lerobot_keeps_the_contract() -> None:

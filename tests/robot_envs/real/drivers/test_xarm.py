@@ -90,6 +90,14 @@ def test_home_is_planned_by_the_controller_and_servo_mode_follows() -> None:
     assert (api.mode, api.state) == (1, 0)
 
 
+def test_without_a_home() -> None:
+    robot = XArm("192.0.2.7")
+    robot.connect()
+    with pytest.raises(RobotError, match=r"give the driver home: \[joint angles\]"):
+        robot.home()
+    assert sdks.XArmAPI.made[-1].mode == 1
+
+
 def test_the_gripper_is_asked_and_told_seldom() -> None:
     robot, api = connected()
     command = {"arm/position": np.array([0.3, 0, 0.2]), "arm/rotation": np.array([np.pi, 0, 0])}
