@@ -33,12 +33,9 @@ class Browser:
     """One headless Chromium with one page of the size of a phone.
 
     :param folder: For its profile
-    :param width: Of the page, in CSS pixels
-    :param height: Of the page
-    :param dark: Whether the page is told that its user prefers dark colours
     """
 
-    def __init__(self, folder: Path, width: int = 390, height: int = 844, dark: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         program = next((path for name in NAMES if (path := shutil.which(name))), None)
         if program is None:
             pytest.skip("No Chromium or Chrome on PATH: the page cannot be opened (Debian: apt-get install chromium)")
@@ -62,6 +59,15 @@ class Browser:
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
+        self.appear()
+
+    def appear(self, width: int = 390, height: int = 844, dark: bool = False) -> None:
+        """Be of a size.
+
+        :param width: Of the page, in CSS pixels
+        :param height: Of the page
+        :param dark: Whether the page is told that its user prefers dark colours
+        """
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.send("Emulation.setDeviceMetricsOverride", **metrics)
         self.send("Emulation.setTouchEmulationEnabled", enabled=width < 600)
@@ -101,8 +107,10 @@ class Browser:
         return dict(json.loads(message))
 
     def open(self, url: str) -> None:
-        """Open a page."""
+        """Open a page, and forget what others have logged."""
+        self.logged.clear()
         self.send("Page.navigate", url=url)
+        self.wait_for(f"location.href === {json.dumps(url)}")
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of an expression of JavaScript, of a promise when it is kept."""

@@ -1,4 +1,4 @@
-"""Arms, leader arms and cameras of an installed LeRobot. Written after its release 0.4.4; its other packages stay its own.
+"""Arms, leader arms and cameras of an installed LeRobot. Written after its release 0.4.4.
 
 LeRobot pins many packages. Where that does not fit beside a training, install it in an environment of its own, with
 ``zprl robot-server``: the two then speak over the network, of the same computer too.

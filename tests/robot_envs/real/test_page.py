@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image
 
 from browser import Browser
 from zprl_sb3.robot_envs.real import page as page_module
+from zprl_sb3.robot_envs.real import page_server
 from zprl_sb3.robot_envs.real.page import PageSupervisor
 from zprl_sb3.robot_envs.real.robots import Signal, Status
 
@@ -249,7 +249,7 @@ def test_viewers_who_do_not_read_hold_up_nobody(page: PageSupervisor, monkeypatc
 
 
 def test_no_more_connections_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(page_server, "MAX_CONNECTIONS", 3)
     page = PageSupervisor(port=0)
     idle = [socket.create_connection(address(page)) for _ in range(3)]
     time.sleep(0.3)
@@ -319,12 +319,19 @@ def session(page: PageSupervisor) -> Iterator[Session]:
     session.join()
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
 @pytest.fixture
-def phone(page: PageSupervisor, session: Session, tmp_path: Path) -> Iterator[Browser]:
-    with Browser(tmp_path) as phone:
-        phone.open(page.url)
-        phone.wait_for("document.readyState === 'complete' && document.images.length === 2")
-        yield phone
+def phone(browser: Browser, page: PageSupervisor, session: Session) -> Iterator[Browser]:
+    browser.appear()
+    browser.open(page.url)
+    browser.wait_for("document.readyState === 'complete' && document.images.length === 2")
+    yield browser
+    browser.open("about:blank")
 
 
 SETTLED = "performance.now() - changed > SETTLE"
@@ -458,27 +465,25 @@ CONTRAST = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_can_be_read_and_touched(page: PageSupervisor, session: Session, tmp_path: Path, dark: bool) -> None:
-    with Browser(tmp_path, width=360, height=640, dark=dark) as phone:
-        phone.open(page.url)
-        phone.wait_for("document.readyState === 'complete' && document.images.length === 2")
-        ground = phone.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert ground == ("rgb(16, 18, 22)" if dark else "rgb(244, 245, 247)")
-        for phase in ("reset", "running", "paused", "judging", "stopped"):
-            session.turn(phase, message="What is waited for")
-            phone.wait_for(f"document.querySelector('#phase').dataset.phase === '{phase}'")
-            # Of WCAG 2.2, AA: contrast of text; targets larger than it asks for; all buttons on a small screen at once.
-            assert phone.evaluate(CONTRAST) >= 4.5, phase
-            boxes = phone.evaluate(
-                "[...document.querySelectorAll('button')].map(b => b.getBoundingClientRect())"
-                ".map(r => [r.left, r.top, r.right, r.bottom])"
-            )
-            for left, top, right, bottom in boxes:
-                assert min(right - left, bottom - top) >= 48
-                assert left >= 0
-                assert right <= 360
-                assert top >= 0
-                assert bottom <= 640
-            assert phone.evaluate("document.documentElement.scrollWidth") <= 360
-        # Every button has a name for those who cannot see it.
-        assert phone.evaluate("[...document.querySelectorAll('button')].every(b => b.innerText || b.ariaLabel)")
+def test_it_can_be_read_and_touched(phone: Browser, session: Session, dark: bool) -> None:
+    phone.appear(360, 640, dark)
+    ground = phone.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(16, 18, 22)" if dark else "rgb(244, 245, 247)")
+    for phase in ("reset", "running", "paused", "judging", "stopped"):
+        session.turn(phase, message="What is waited for")
+        phone.wait_for(f"document.querySelector('#phase').dataset.phase === '{phase}'")
+        # Of WCAG 2.2, AA: contrast of text; targets larger than it asks for; all buttons on a small screen at once.
+        assert phone.evaluate(CONTRAST) >= 4.5, phase
+        boxes = phone.evaluate(
+            "[...document.querySelectorAll('button')].map(b => b.getBoundingClientRect())"
+            ".map(r => [r.left, r.top, r.right, r.bottom])"
+        )
+        for left, top, right, bottom in boxes:
+            assert min(right - left, bottom - top) >= 48
+            assert left >= 0
+            assert right <= 360
+            assert top >= 0
+            assert bottom <= 640
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 360
+    # Every button has a name for those who cannot see it.
+    assert phone.evaluate("[...document.querySelectorAll('button')].every(b => b.innerText || b.ariaLabel)")
