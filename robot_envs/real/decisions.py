@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from zprl_sb3.robot_envs.real.robots import RobotError, Signal, Status
+from zprl_sb3.robot_envs.real.robots import Signal, Status
 
 # A stop is cleared by two acts: the second neither as part of a double click, nor long after the first.
 CLEAR_AFTER, CLEAR_WITHIN = 1.0, 15.0
@@ -67,7 +67,7 @@ class Decisions:
     def __init__(self) -> None:
         self.on_stop: Callable[[], None] | None = None
         """Called at once when a stop is said, in the thread of who says it; the environment may be busy then (a home
-        run, updates) and not ask for long. May raise RobotError. The signal waits for :meth:`poll` all the same."""
+        run, updates) and not ask for long. The signal waits for :meth:`poll` all the same."""
         self._lock = threading.Lock()
         self._status: Status | None = None
         self._turn = 0  # grows with each phase
@@ -113,7 +113,7 @@ class Decisions:
         if word is Word.STOP and self.on_stop is not None:
             try:
                 self.on_stop()
-            except RobotError as error:
+            except Exception as error:  # whatever it is: who reads keys or answers a page must go on
                 return Answer(False, f"Use the robot's own emergency stop: it did not confirm this one ({error})")
         return answer
 

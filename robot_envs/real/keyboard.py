@@ -7,14 +7,13 @@ import os
 import re
 import select
 import signal
-import sys
 import termios
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +37,7 @@ KEYS = {
 NAMES = {" ": "SPACE", "\n": "ENTER"}
 # Arrows and function keys send several characters, letters among them.
 SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
+TERMINAL = "/dev/tty"  # of the process, whatever its stdin is
 PERIOD, NOTE_SECONDS = 0.1, 4.0
 LOCAL, CHARACTERS, INPUT = 3, 6, 0  # of what termios calls attributes
 
@@ -45,21 +45,19 @@ LOCAL, CHARACTERS, INPUT = 3, 6, 0  # of what termios calls attributes
 class KeyboardSupervisor(Decisions):
     """A :class:`~zprl_sb3.robot_envs.real.robots.Supervisor` at the terminal that the program was started from.
 
+    That terminal is opened by its name, because an environment may live in a process whose stdin is none.
     Keys are read by a thread of its own, at once, so that a key pressed while the program is busy counts for what was
     shown when it was pressed. Ctrl-C still interrupts the program; Ctrl-Z and Ctrl-S, which would halt it in the middle
     of a motion, do nothing. The terminal is given back at :meth:`close`, at the end of the program, after an exception
     and SIGTERM (after SIGKILL, ``stty sane`` does). If the terminal goes away, the robot is stopped: nobody else could.
 
-    :param stdin: Where keys come from
-    :raises ValueError: If that is no terminal, or the program runs in the background
+    :raises ValueError: If there is no terminal, or the program runs in its background
     """
 
-    def __init__(self, stdin: TextIO = sys.stdin) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._keys = _terminal(stdin)
-        # By its name, because stdout may be a file; not waiting, because nobody may look at the terminal.
-        self._screen = os.open(os.ttyname(self._keys), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
-        self._before = termios.tcgetattr(self._keys)
+        self._terminal = _opened()
+        self._before = termios.tcgetattr(self._terminal)
         self._wake, self._waker = os.pipe()
         self._open = True
         self._note, self._note_until, self._drawn = "", 0.0, ""
@@ -84,24 +82,24 @@ class KeyboardSupervisor(Decisions):
         if self._restores_at_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         atexit.unregister(self.close)
-        for descriptor in (self._screen, self._wake, self._waker):
+        for descriptor in (self._terminal, self._wake, self._waker):
             os.close(descriptor)
 
     def _take_terminal(self) -> None:
-        now = termios.tcgetattr(self._keys)
+        now = termios.tcgetattr(self._terminal)
         now[LOCAL] &= ~(termios.ICANON | termios.ECHO)
         now[INPUT] &= ~termios.IXON
         now[CHARACTERS] = list(now[CHARACTERS])
         now[CHARACTERS][termios.VMIN], now[CHARACTERS][termios.VTIME] = 1, 0
         for key in (termios.VSUSP, termios.VQUIT):
-            now[CHARACTERS][key] = os.fpathconf(self._keys, "PC_VDISABLE").to_bytes(1, "little")
-        termios.tcsetattr(self._keys, termios.TCSANOW, now)
+            now[CHARACTERS][key] = os.fpathconf(self._terminal, "PC_VDISABLE").to_bytes(1, "little")
+        termios.tcsetattr(self._terminal, termios.TCSANOW, now)
 
     def _give_back(self) -> None:
         with suppress(termios.error, OSError):  # it may be gone
-            termios.tcflush(self._keys, termios.TCIFLUSH)
-            termios.tcsetattr(self._keys, termios.TCSANOW, self._before)
-            os.write(self._screen, b"\r\n")
+            termios.tcflush(self._terminal, termios.TCIFLUSH)
+            termios.tcsetattr(self._terminal, termios.TCSANOW, self._before)
+            os.write(self._terminal, b"\r\n")
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         self.close()
@@ -111,13 +109,15 @@ class KeyboardSupervisor(Decisions):
         while self._open:
             with suppress(OSError):
                 self._draw()
-            readable, _, _ = select.select([self._keys, self._wake], [], [], PERIOD)
-            if self._keys in readable and self._open and not self._read():
+            readable, _, _ = select.select([self._terminal, self._wake], [], [], PERIOD)
+            if self._terminal in readable and self._open and not self._read():
                 return
 
     def _read(self) -> bool:
         try:
-            typed = os.read(self._keys, 1024).decode(errors="replace")
+            typed = os.read(self._terminal, 1024).decode(errors="replace")
+        except BlockingIOError:
+            return True
         except OSError:
             typed = ""
         if not typed:
@@ -138,10 +138,10 @@ class KeyboardSupervisor(Decisions):
 
     def _draw(self) -> None:
         note = self._note if time.monotonic() < self._note_until else ""
-        line = status_line(self.status, self.unlocked, note)[: os.get_terminal_size(self._screen).columns - 1]
+        line = status_line(self.status, self.unlocked, note)[: os.get_terminal_size(self._terminal).columns - 1]
         if line != self._drawn:
             self._drawn = line
-            os.write(self._screen, f"\r\x1b[K{line}".encode())
+            os.write(self._terminal, f"\r\x1b[K{line}".encode())
 
 
 def status_line(status: Status | None, unlocked: bool, note: str) -> str:
@@ -161,23 +161,21 @@ def status_line(status: Status | None, unlocked: bool, note: str) -> str:
     return " | ".join(part.replace("\n", " ") for part in parts if part)
 
 
-def _terminal(stdin: Any) -> int:
+def _opened() -> int:
+    page = "let people supervise by the page (supervisor: {kind: page})"
     try:
-        descriptor = int(stdin.fileno())
-    except (AttributeError, OSError, ValueError):
-        descriptor = -1
-    if descriptor < 0 or not os.isatty(descriptor):
+        # Not waiting: a terminal that nobody looks at may take no more text.
+        terminal = os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError as error:
         raise ValueError(
-            "The keyboard cannot supervise: standard input is no terminal. Start the program in a terminal, or let "
-            "people supervise by the page (supervisor: {kind: page})"
+            f"The keyboard cannot supervise: there is no terminal ({error.strerror}). Start it in one, or {page}"
+        ) from error
+    if os.tcgetpgrp(terminal) != os.getpgrp():
+        os.close(terminal)
+        raise ValueError(
+            f"The keyboard cannot supervise: the program runs in the background. Bring it to the foreground, or {page}"
         )
-    with suppress(OSError):  # a terminal, but not the one that governs this process: nothing is in the background there
-        if os.tcgetpgrp(descriptor) != os.getpgrp():
-            raise ValueError(
-                "The keyboard cannot supervise: the program runs in the background. Bring it to the foreground, or let "
-                "people supervise by the page (supervisor: {kind: page})"
-            )
-    return descriptor
+    return terminal
 
 
 def _at_sigterm(handler: Any) -> bool:

@@ -14,23 +14,26 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from zprl_sb3.robot_envs.real.decisions import Decisions
-from zprl_sb3.robot_envs.real.keyboard import KeyboardSupervisor, status_line
+from zprl_sb3.robot_envs.real.keyboard import status_line
 from zprl_sb3.robot_envs.real.robots import Status
 
 # Prints each thing that was said. Its phases follow: a start begins an episode, an outcome ends it.
 PROGRAM = """
-import signal, sys, time
+import os, signal, sys, time
 from zprl_sb3.robot_envs.real.keyboard import KeyboardSupervisor
 from zprl_sb3.robot_envs.real.robots import Signal, Status
 
 if "nohup" in sys.argv:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+if "worker" in sys.argv:  # a process of an environment: stdin is /dev/null there
+    sys.stdin = open("/dev/null")
+    os.dup2(sys.stdin.fileno(), 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 keyboard = KeyboardSupervisor()
 episode, phase = 1, "reset"
 PHASES = {Signal.STOP: "stopped", Signal.PAUSE: "paused", Signal.RESUME: "running"}
@@ -209,13 +212,42 @@ def test_a_terminal_that_goes_away_stops_the_robot() -> None:
     terminal.process.communicate()
 
 
-def test_no_keyboard_without_a_terminal(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("s")
-    with (
-        (tmp_path / "keys").open() as file,
-        pytest.raises(ValueError, match=r"no terminal.*supervisor: \{kind: page\}"),
-    ):
-        KeyboardSupervisor(file)
+def test_an_environment_in_a_process_of_its_own_has_the_terminal_too() -> None:
+    terminal = Terminal("worker")
+    said = []
+    for key in "\rs\r q":
+        terminal.type(key)
+        said.append(terminal.line())
+    assert said == ["start", "success", "start", "stop", "quit"]
+    assert terminal.line() == "closed"
+    assert terminal.attributes() == terminal.before
+    terminal.close()
+
+
+def test_no_keyboard_without_a_terminal() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True)
+    assert result.returncode == 1
+    assert "there is no terminal" in result.stderr
+    assert "supervisor: {kind: page}" in result.stderr
+
+
+def test_no_keyboard_in_the_background() -> None:
+    """A job that a shell has started with ``&``: it could neither read nor change its terminal."""
+    master, slave = pty.openpty()
+    shell = subprocess.Popen(
+        ["bash", "-c", 'set -m; "$@" background & wait $!', "bash", sys.executable, "-c", PROGRAM],
+        stdin=slave,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    _, errors = shell.communicate(timeout=60)
+    assert "runs in the background" in errors
+    os.close(master)
+    os.close(slave)
 
 
 def test_the_line_says_first_what_may_be_pressed() -> None:
