@@ -326,12 +326,18 @@ class RealSense:
 
     def module(self) -> dict[str, Any]:
         return {
+            "camera_info": SimpleNamespace(serial_number="serial"),
             "config": _Config,
+            "context": lambda: SimpleNamespace(query_devices=self._devices),
             "pipeline": lambda: _Pipeline(self),
             "stream": SimpleNamespace(color="color"),
             "format": SimpleNamespace(rgb8="rgb8"),
             "option": SimpleNamespace(enable_auto_exposure="auto", exposure="exposure"),
         }
+
+    def _devices(self) -> list[Any]:
+        serials = [] if self.unplugged else self.serials
+        return [SimpleNamespace(get_info=lambda info, serial=serial: serial) for serial in serials]
 
     def first_color_sensor(self) -> Any:
         return self

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from zprl_sb3.robot_envs.real.robots import Frame, RobotError
 
-FIRST = 10.0  # seconds within which there is a first frame
+FIRST = 20.0  # seconds within which there is a first frame: some cameras are slow to start
 AGAIN = 1.0  # seconds until a camera that failed is opened again
 TURNS = {0: 0, 90: 1, 180: 2, 270: 3}  # degrees counterclockwise, and quarters for np.rot90
 
@@ -63,7 +63,7 @@ class GrabbingCamera(ABC):
     def connect(self) -> None:
         """Open the camera, and return when there is a first frame.
 
-        :raises RobotError: If there is none within ten seconds, or the camera refuses a setting
+        :raises RobotError: If there is none within twenty seconds, or the camera refuses a setting
         """
         if self._thread is not None:
             return

@@ -42,6 +42,7 @@ class RealSenseCamera(GrabbingCamera):
 
     def _open(self) -> None:
         self._rs = rs = load_package("pyrealsense2", INSTALL)
+        self._find()
         config = rs.config()
         if self._serial is not None:
             config.enable_device(str(self._serial))
@@ -54,6 +55,13 @@ class RealSenseCamera(GrabbingCamera):
             raise RobotError(f"it does not start with {asked} ({error})") from error
         self._pipeline = pipeline
         self._expose(profile.get_device().first_color_sensor())
+
+    def _find(self) -> None:
+        # Without a camera, starting would take a quarter of a minute to say so.
+        devices = self._rs.context().query_devices()
+        serials = [device.get_info(self._rs.camera_info.serial_number) for device in devices]
+        if not serials or (self._serial is not None and str(self._serial) not in serials):
+            raise RobotError(f"it is not plugged in (there are: {', '.join(serials) or 'none'})")
 
     def _expose(self, sensor: Any) -> None:
         option = self._rs.option

@@ -155,7 +155,7 @@ def test_realsense(device: sdks.RealSense) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"serial": "456"}, r"camera 456 cannot be used: it does not start with 640 x 480 at 30 fps \(No device"),
+        ({"serial": "456"}, r"camera 456 cannot be used: it is not plugged in \(there are: 123\)"),
         ({"fps": 90}, r"at 90 fps \(Couldn't resolve requests\)"),
         ({"exposure": 15000}, r"it refused exposure 15000 \(it has 10000\)"),
         ({"exposure": 50000}, r"it refused exposure 50000 \(out of range"),
