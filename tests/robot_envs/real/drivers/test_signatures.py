@@ -102,7 +102,8 @@ def test_realsense() -> None:
     config.enable_device("123")
     config.enable_stream(rs.stream.color, 640, 480, rs.format.rgb8, 30)
     assert callable(pipeline.start)
-    assert [device.get_info(rs.camera_info.serial_number) for device in rs.context().query_devices()] == []
+    for device in rs.context().query_devices():
+        assert device.get_info(rs.camera_info.serial_number)
     assert parameters(rs.pipeline.wait_for_frames) == ["self", "timeout_ms"]
     for kind, names in (
         (rs.pipeline, ("stop",)),
@@ -156,8 +157,8 @@ def test_nobody_answers_the_real_packages(monkeypatch: pytest.MonkeyPatch) -> No
         ("franky", Franka("127.0.0.1"), "The Franka at 127.0.0.1, connecting to it: NetworkException"),
         (
             "pyrealsense2",
-            RealSenseCamera(),
-            r"RealSense camera cannot be used: it is not plugged in \(there are: none\)",
+            RealSenseCamera("0"),
+            r"RealSense camera 0 cannot be used: it is not plugged in \(there are: ",
         ),
     ):
         if importlib.util.find_spec(package.partition(".")[0]) is None:
