@@ -61,7 +61,10 @@ class SimulatedArm:
         self._target, self._gripper, self._speed = np.array(HOME), 1.0, JOINT_SPEED
 
     def observe(self) -> Values:
-        """Return its pose in the frame of its base, joints and gripper."""
+        """Return its pose in the frame of its base, joints and gripper.
+
+        A hand that points down is turned by π about x: its frame's z is where the fingers point.
+        """
         opening = self._data.qpos[self._fingers].mean() / OPEN
         return {
             f"{self.name}/position": self._data.site_xpos[self._tool] - self._base,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from zprl_sb3.robot_envs.demonstrators import Graded
 from zprl_sb3.robot_envs.real.robots import Values
 from zprl_sb3.robot_envs.real.simulated.scenes import TrayScene
-from zprl_sb3.robot_envs.rotations import matrix_of_vector
+from zprl_sb3.robot_envs.rotations import matrix_of_vector, rotation_vector
 
 Array = NDArray[np.float64]
 Moves = Iterator[None]
 """One item per look at the leader."""
 
 ABOVE = np.array([0.0, 0.0, 0.1])
+DOWN = np.diag([1.0, -1.0, -1.0])
+"""Rotation of a hand that points down."""
 REACHED = 0.008
 """How far the arm may be from its leader when the person goes on, in metres."""
 PATIENCE = 1.0
@@ -75,7 +78,7 @@ class Hand:
         """Return where the leader is held: position, rotation and gripper."""
         return {
             "position": self._position + self._tremor,
-            "rotation": np.array([0.0, 0.0, self._yaw]),
+            "rotation": rotation_vector(matrix_of_vector([0.0, 0.0, self._yaw]) @ DOWN),
             "gripper": np.array([self._gripper]),
         }
 
@@ -149,6 +152,7 @@ def place_orange(hands: Mapping[str, Hand], rng: np.random.Generator) -> Moves:
 
 GRASP = 0.042
 """Height of the hands above the tray's middle when they grasp its rims."""
+LIFT = np.array([0.0, 0.0, 0.14])
 RIM = 0.194
 BESIDE = 0.3
 """Of the arms' bases from the middle, whose frames their poses are in."""
@@ -156,22 +160,19 @@ BESIDE = 0.3
 
 def lift_tray(hands: Mapping[str, Hand], rng: np.random.Generator) -> Moves:
     """Grasp the tray at both ends, and lift it with both hands at once."""
-    errors = {name: hand.judged() for name, hand in hands.items()}
-
-    def each(height: float, gone: float = 1.0, start: Mapping[str, Any] = hands["left"]._state) -> Moves:
-        goals = {name: _rim(hand, name, height) + errors[name] for name, hand in hands.items()}
-        yaw = _yaw(hands["left"])
-        yield from _both([hand.go(goals[name], yaw, gone) for name, hand in hands.items()])
-
     while True:
-        yield from _both([hand.grip(1.0, 0.1) for hand in hands.values()])
-        yield from each(GRASP + 0.1)
-        yield from each(GRASP, 0.6)
-        yield from _both([hand.grip(0.0) for hand in hands.values()])
-        yield from _both([hand.go(hand.value(f"{name}/position") + [0, 0, 0.14], _yaw(hand), 0.5) for name, hand in hands.items()])
+        errors = {name: hand.judged() for name, hand in hands.items()}
+        yield from _both(hand.grip(1.0, 0.1) for hand in hands.values())
+        for height, slowly in ((GRASP + 0.1, 1.0), (GRASP, 0.6)):
+            yield from _both(
+                hand.go(_rim(hand, name, height) + errors[name], _yaw(hand), slowly) for name, hand in hands.items()
+            )
+        yield from _both(hand.grip(0.0) for hand in hands.values())
+        yield from _both(
+            hand.go(hand.value(f"{name}/position") + LIFT, _yaw(hand), 0.5) for name, hand in hands.items()
+        )
         if hands["left"].value("tray/position")[2] > TrayScene.height:
             return
-        errors = {name: hand.judged() for name, hand in hands.items()}
 
 
 def _yaw(hand: Hand) -> float:
@@ -185,9 +186,9 @@ def _rim(hand: Hand, name: str, height: float) -> Array:
     return place
 
 
-def _both(moves: list[Moves]) -> Moves:
+def _both(moves: Iterable[Moves]) -> Moves:
     """Make several moves at once, until the last one has ended."""
-    while moves := [move for move in moves if next(move, moves) is None]:
+    for _ in zip_longest(*moves):
         yield
 
 

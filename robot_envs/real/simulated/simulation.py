@@ -36,6 +36,7 @@ class Simulation:
     :param faults: What goes wrong from the beginning, see :class:`~.faults.Faults`
     :param seed: Of the first scene
     :raises ValueError: If an argument is wrong
+    :ivar lost: Seconds on the wall that the physics has given up to catch up with
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Simulation:
             if self._users == 0:
                 self._channel.open()
                 self._ended = threading.Event()
+                self._reached = time.monotonic()
                 if self.lock_step is None:
                     self._thread = threading.Thread(target=self._run, args=(self._ended,), daemon=True)
                     self._thread.start()
@@ -122,19 +124,26 @@ class Simulation:
         return self.time if self.lock_step else time.monotonic()
 
     def _run(self, ended: threading.Event) -> None:
-        tick = STEPS_PER_TICK * self.world.timestep / self.speedup
-        self._reached = time.monotonic()
         while not ended.is_set():
-            now = time.monotonic()
-            if now - self._reached > MOST_BEHIND:
-                self.lost += now - self._reached - MOST_BEHIND
-                self._reached = now - MOST_BEHIND
-            if self._reached + tick > now:
-                ended.wait(self._reached + tick - now)
-                continue
             with self._lock:
-                self._advance(STEPS_PER_TICK)
-            self._reached += tick
+                early = self._follow_clock()
+            if early > 0.0:
+                ended.wait(early)
+            else:
+                time.sleep(0.0)  # Who waits for the lock gets it, also while the physics catches up.
+
+    def _follow_clock(self) -> float:
+        """Advance by a tick if it is over; otherwise return in how many seconds it will be."""
+        tick = STEPS_PER_TICK * self.world.timestep / self.speedup
+        now = time.monotonic()
+        if now - self._reached > MOST_BEHIND:
+            self.lost += now - self._reached - MOST_BEHIND
+            self._reached = now - MOST_BEHIND
+        if now < self._reached + tick:
+            return self._reached + tick - now
+        self._advance(STEPS_PER_TICK)
+        self._reached += tick
+        return 0.0
 
     def _advance(self, steps: int) -> None:
         while self._waiting and self._waiting[0][0] <= self._steps:
