@@ -30,8 +30,8 @@ class Poses:
     """Turns a policy's actions into a robot's commands, and a robot's values into what a policy sees.
 
     An action is, arm by arm, position (3) and rotation, or joints, and the gripper (1): absolute targets. Rotations
-    that have two numbers for the same thing (axis-angle beyond π, the sign of a quaternion) are told continuously: first
-    the one nearest to a gripper that points down, then the one nearest to the last. So they do not jump where
+    that have two numbers for the same thing (axis-angle beyond π, the sign of a quaternion) are told continuously:
+    first the one nearest to a gripper that points down, then the one nearest to the last. So they do not jump where
     policies like to be.
 
     :param arms: By name, in the order of the action
@@ -76,6 +76,11 @@ class Poses:
         """How many numbers a policy sees of the robot."""
         return sum(self._seen[name] for name in self.proprio)
 
+    @property
+    def action_size(self) -> int:
+        """A, numbers of an action."""
+        return sum(self._size(name, shape) for name, shape in self._commands.items())
+
     def action_space(self) -> spaces.Box:
         """Return the box of actions (A,), float32."""
         low, high = zip(*(self._box(name, shape[0]) for name, shape in self._commands.items()), strict=True)
@@ -103,9 +108,8 @@ class Poses:
         :raises ActionError: If it has another size, a value that is not finite, or numbers that are no rotation
         """
         numbers = np.asarray(action, np.float64)
-        size = sum(self._size(name, shape) for name, shape in self._commands.items())
-        if numbers.shape != (size,):
-            raise ActionError(f"An action is {size} numbers, not an array of shape {numbers.shape}")
+        if numbers.shape != (self.action_size,):
+            raise ActionError(f"An action is {self.action_size} numbers, not an array of shape {numbers.shape}")
         if not np.isfinite(numbers).all():
             raise ActionError(f"The action has values that are not finite: {numbers.tolist()}")
         command: Values = {}
@@ -131,7 +135,8 @@ class Poses:
             self._rotation(name, values[name]) if name.endswith("/rotation") else np.atleast_1d(values[name])
             for name in self.proprio
         ]
-        return np.concatenate([part.ravel() for part in parts] or [np.zeros(0)]).astype(np.float32)
+        numbers: NDArray[np.float32] = np.concatenate([part.ravel() for part in parts]).astype(np.float32)
+        return numbers
 
     def positions(self, command: Values) -> Array | None:
         """Return where a command sends the hands, (hands, 3) in metres; None where it tells joints."""
@@ -183,4 +188,5 @@ def _vector_of_quaternion(numbers: Array) -> Array:
     sine = float(np.linalg.norm([x, y, z]))
     if sine < 1e-12:
         return np.zeros(3)
-    return np.array([x, y, z]) / sine * (2.0 * np.arctan2(sine, w))
+    vector: Array = np.array([x, y, z]) / sine * (2.0 * np.arctan2(sine, w))
+    return vector
