@@ -24,7 +24,7 @@ from zprl_sb3.settings import find_file, read_settings
 HERE = "zprl_sb3.robot_envs.real"
 REMOTE, LOCAL = "remote", "local"
 PARTS = ("position", "rotation", JOINTS, "gripper")
-SUPERVISORS = {"keyboard": "KeyboardSupervisor", "page": "PageSupervisor"}
+SUPERVISORS = {"keyboard": "KeyboardSupervisor", "page": "PageSupervisor", "simulated": "SimulatedSupervisor"}
 
 
 class TaskError(ValueError):
@@ -289,7 +289,7 @@ def make_supervisor(task: Task) -> Supervisor:
 
 
 def _driver(task: Task, key: str, table: dict[str, Any], kind: str) -> Any:
-    module = part(f"drivers.{table['driver']}")
+    module = part("simulated" if table["driver"] == "simulated" else f"drivers.{table['driver']}")
     return made(task, key, getattr(module, kind), _arguments(table, "driver"))
 
 

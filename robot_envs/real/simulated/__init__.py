@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 # Nothing of the simulation itself: a supervisor and a leader of a robot on another computer need no simulator.
-from zprl_sb3.robot_envs.real.simulated.supervisor import SimulatedSupervisor
-from zprl_sb3.robot_envs.real.simulated.teleoperator import SimulatedTeleoperator
+from zprl_sb3.robot_envs.real.robots import Camera, Robot, Supervisor
+from zprl_sb3.robot_envs.real.simulated.supervision import SimulatedSupervisor
+from zprl_sb3.robot_envs.real.simulated.teleoperation import SimulatedTeleoperator
 
 if TYPE_CHECKING:
-    from zprl_sb3.robot_envs.real.simulated.camera import SimulatedCamera
-    from zprl_sb3.robot_envs.real.simulated.robot import SimulatedRobot
+    from zprl_sb3.robot_envs.real.simulated.driver import SimulatedRobot
 
+# No module here may be called as one of the functions below: once imported it would take the function's place.
 ADDRESS = "tcp://127.0.0.1:5570"
 """Of the side channel, unless told otherwise."""
 
@@ -44,21 +45,21 @@ def robot(
     :param seed: Of the first scene
     :raises ValueError: If an argument is wrong
     """
-    from zprl_sb3.robot_envs.real.simulated.robot import SimulatedRobot
+    from zprl_sb3.robot_envs.real.simulated.driver import SimulatedRobot
     from zprl_sb3.robot_envs.real.simulated.simulation import begin
 
     arguments = {"task": task, "channel": channel, "speedup": speedup, "lock_step": lock_step, "seed": seed}
     return SimulatedRobot(begin(simulation, **arguments, faults=dict(faults or {})), control)
 
 
-def camera(simulation: str = "simulation", **arguments: Any) -> SimulatedCamera:
+def camera(simulation: str = "simulation", **arguments: Any) -> Camera:
     """Make a camera of a simulated robot in the same process.
 
     :param simulation: Name of the robot's simulation
-    :param arguments: Of :class:`~.camera.SimulatedCamera`: view, size, rate, noise, quality
+    :param arguments: Of :class:`~.cameras.SimulatedCamera`: view, size, rate, noise, quality
     :raises ValueError: If an argument is wrong
     """
-    from zprl_sb3.robot_envs.real.simulated.camera import SimulatedCamera
+    from zprl_sb3.robot_envs.real.simulated.cameras import SimulatedCamera
 
     return SimulatedCamera(simulation, **arguments)
 
@@ -69,8 +70,8 @@ def supervisor(
     reaction: float = 0.4,
     reset_time: float = 1.0,
     script: Sequence[Mapping[str, Any]] = (),
-) -> SimulatedSupervisor:
-    """Make the person beside a simulated robot, see :class:`~.supervisor.SimulatedSupervisor` for the arguments."""
+) -> Supervisor:
+    """Make the person beside a simulated robot, see :class:`~.supervision.SimulatedSupervisor` for the arguments."""
     return SimulatedSupervisor(address, seed, reaction, reset_time, script)
 
 
@@ -79,6 +80,6 @@ def teleoperator(
     address: str = ADDRESS,
     operators: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
-) -> SimulatedTeleoperator:
-    """Make a leader arm with a person at it, see :class:`~.teleoperator.SimulatedTeleoperator` for the arguments."""
+) -> Robot:
+    """Make a leader arm with a person at it, see :class:`~.teleoperation.SimulatedTeleoperator` for the arguments."""
     return SimulatedTeleoperator(task, address, operators, seed)

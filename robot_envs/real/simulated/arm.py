@@ -94,8 +94,9 @@ class SimulatedArm:
         self._target, self._gripper, self._speed = np.array(HOME), 1.0, HOME_SPEED
 
     def is_home(self) -> bool:
-        """Tell whether the joints are within half a degree of home."""
-        return bool(np.abs(self._data.qpos[self._positions] - HOME).max() < 0.01)
+        """Tell whether the joints are within half a degree of home, and the gripper is open."""
+        away = np.abs(self._data.qpos[self._positions] - HOME).max()
+        return bool(away < 0.01 and self._data.qpos[self._fingers].min() > 0.95 * OPEN)
 
     def advance(self, seconds: float) -> None:
         """Move joint and gripper targets as far as they may go in ``seconds``."""

@@ -68,7 +68,8 @@ class Hand:
 
     def see(self, state: Mapping[str, Any]) -> None:
         """Look: at how it stands now."""
-        self._step = min(max(state["time"] - self._state["time"], 0.0), 0.2)
+        # Rounded: the same demonstration again, at another time, is the same to the last bit.
+        self._step = round(min(max(state["time"] - self._state["time"], 0.0), 0.2), 6)
         self._state = state
         fade = np.exp(-self._step / TREMBLE)
         noise = self._rng.normal(0.0, self.operator.tremor, 3) * np.sqrt(1.0 - fade**2)

@@ -15,6 +15,8 @@ from zprl_sb3.robot_envs.real.simulated.channel import Room
 
 PATIENCE = 0.2
 """Seconds that a question to the simulation may take; longer only where something is wrong with it."""
+SPEAKS = ("running", "paused", "judging")
+"""Phases in which something can be said of an episode."""
 RETRY = 1.0
 """Seconds until a simulation that did not answer is asked again."""
 
@@ -26,7 +28,7 @@ class Deed:
     :param episode: In which
     :param after: So many seconds of the simulation after it began to run
     :param say: A :class:`~zprl_sb3.robot_envs.real.robots.Signal`, by its value, or ``"silent"``
-    :param seconds: How long it is silent; how long after ``"stop"`` the robot may move again
+    :param seconds: How long it is silent; after ``"pause"`` or ``"stop"``, until the robot may go on
     """
 
     episode: int
@@ -67,7 +69,8 @@ class SimulatedSupervisor:
         self._to_set, self._set_at = True, 0.0
         self._began: float | None = None
         self._since: tuple[Signal, float] | None = None
-        self._silent_until = self._may_move_at = self._ask_again = 0.0
+        self._said: set[Signal] = set()
+        self._silent_until = self._go_on_at = self._ask_again = 0.0
 
     def ready(self) -> bool:
         """Set the scene of this episode, once, and say whether that is done."""
@@ -78,11 +81,11 @@ class SimulatedSupervisor:
             return False
         if self._to_set:
             self._to_set, self._set_at = False, state["time"]
-        return bool(state["lock_step"] or state["time"] >= self._set_at + self._reset_time)
+        return self._is_past(state, self._set_at + self._reset_time)
 
     def poll(self) -> Signal | None:
-        """Say what the script has now, or else what has been true for as long as it takes to react."""
-        state = self._look()
+        """Say what the script has now, or else, once, what has been true for as long as it takes to react."""
+        state = self._look() if self._phase in SPEAKS else None
         if state is None:
             return None
         if self._began is None:
@@ -91,7 +94,9 @@ class SimulatedSupervisor:
             if deed.episode == self._episode and state["time"] >= self._began + deed.after:
                 self._deeds.remove(deed)
                 return self._do(deed, state["time"])
-        return self._react(state)
+        if self._phase == "paused":
+            return Signal.RESUME if self._is_past(state, self._go_on_at) else None
+        return self._once(self._react(state))
 
     def verdict(self) -> bool | None:
         """Say whether the task is done now."""
@@ -101,13 +106,13 @@ class SimulatedSupervisor:
     def cleared(self) -> bool:
         """Say whether the robot may move again, which is some seconds after it was stopped."""
         state = self._look()
-        return state is not None and bool(state["lock_step"] or state["time"] >= self._may_move_at)
+        return state is not None and self._is_past(state, self._go_on_at)
 
     def show(self, status: Status, frames: Mapping[str, NDArray[np.uint8]]) -> None:
         """Learn which episode it is and what is waited for."""
         if status.phase != self._phase or status.episode != self._episode:
             if status.phase == "reset":
-                self._to_set, self._began, self._since = True, None, None
+                self._to_set, self._began, self._since, self._said = True, None, None, set()
             self._phase, self._episode = status.phase, status.episode
 
     def close(self) -> None:
@@ -128,13 +133,23 @@ class SimulatedSupervisor:
         if deed.say == "silent":
             self._silent_until = now + deed.seconds
             return None
-        self._may_move_at = now + deed.seconds
+        self._go_on_at = now + deed.seconds
         return Signal(deed.say)
+
+    def _once(self, signal: Signal | None) -> Signal | None:
+        if signal is None or signal in self._said:
+            return None
+        self._said.add(signal)
+        return signal
+
+    def _is_past(self, state: dict[str, Any], moment: float) -> bool:
+        # In lock-step time stands still while nobody moves the robot: nothing would ever be past.
+        return bool(state["time"] >= moment or (state["lock_step"] and self._phase != "running"))
 
     def _look(self) -> dict[str, Any] | None:
         """Return how it stands; None while it is silent or nobody answers."""
         state = self._ask("state")
-        return None if state is None or state["time"] < self._silent_until else state
+        return state if state is not None and self._is_past(state, self._silent_until) else None
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any] | None:
         # Never waits long: who calls controls a robot.
