@@ -36,8 +36,8 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
 
     - Observation: float32 ``"proprio"`` (P,) and, for each camera, uint8 ``"<camera>_image"`` (H, W, 3)
     - Reward: 1 with a success, otherwise 0. Success and failure terminate; an episode that runs out of time is judged,
-      and truncated unless it is a success. What a person aborts, a stop or a fault ends is truncated, with
-      ``info["aborted"]``, not to be learned from
+      and truncated unless it is a success (the limit is the task's: that of ``gym.make`` would ask nobody). What a
+      person aborts, a stop or a fault ends is truncated, with ``info["aborted"]``, not to be learned from
     - ``info``: ``is_success``; ``jitter`` in seconds and ``missed`` deadlines of the episode; at an episode's end
       ``ending``, ``timing`` and ``limited`` (what the limits have changed); ``quit`` once a person wants no further one
 
@@ -207,19 +207,13 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
             stage.send(self._command)
             self._rate.wait()
             ending = self._person.listen(stage)
-            if ending is None and self._steps >= self._limit:
+            if ending is None and self._steps >= self.task.max_episode_steps:
                 ending = self._person.judge(stage)
             self._observe(stage)
         except RobotError as error:
             stage.hold()
             return ABORTED, str(error)
         return ending, self._person.reason
-
-    @property
-    def _limit(self) -> int:
-        # As gym.make(..., max_episode_steps=...) has it, whose own wrapper would ask nobody.
-        given = self.spec.max_episode_steps if self.spec is not None else None
-        return min(self.task.max_episode_steps, given or self.task.max_episode_steps)
 
     def _observe(self, stage: Stage) -> None:
         values, images = stage.observe()

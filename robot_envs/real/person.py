@@ -90,8 +90,8 @@ class Person:
 
     def listen(self, stage: Stage) -> str | None:
         """Return how the episode ended, if the person has said so; waits while it is paused."""
-        signal = self._heard(stage)
         self.show("running", "", stage.frames)
+        signal = self._heard(stage)
         if stage.stopped is not None:
             return self._stopped(stage)
         return self._pause(stage) if signal is Signal.PAUSE else OUTCOMES.get(signal) if signal else None

@@ -23,8 +23,14 @@ from zprl_sb3.settings import find_file, read_settings
 
 HERE = "zprl_sb3.robot_envs.real"
 REMOTE, LOCAL = "remote", "local"
-PARTS = ("position", "rotation", JOINTS, "gripper")
-SUPERVISORS = {"keyboard": "KeyboardSupervisor", "page": "PageSupervisor", "simulated": "SimulatedSupervisor"}
+LOOP = ("watchdog", "rate")  # of the loop that keeps the limits, beside those of the arms
+SIMULATED = "simulated"
+SUPERVISORS = {
+    "keyboard": ("keyboard", "KeyboardSupervisor"),
+    "page": ("page", "PageSupervisor"),
+    SIMULATED: (SIMULATED, "supervisor"),
+}
+"""Module and what makes a supervisor there, by kind."""
 
 
 class TaskError(ValueError):
@@ -46,8 +52,10 @@ class Task:
     :param views: What it sees of the cameras, by name
     :param robot: ``driver`` (``"remote"`` or ``"local"``) and its arguments
     :param drivers: What ``zprl robot-server`` connects to, or this process where the driver is local
-    :param limits: What the robot may do, by arm, and ``watchdog``, ``rate``
+    :param limits: What the robot may do, by arm, and ``watchdog``, ``rate`` of the loop that sees to it
+    :param home: Where episodes begin, as a command has it; None: the driver's own
     :param supervisor: ``kind`` and its arguments
+    :param teleoperator: ``driver`` of the leader arms of ``zprl record``, and its arguments
     :param policy: What ``hyperparams/tasks.yml`` has by environment
     :param train: What ``hyperparams/zprl.yml`` has by environment
     """
@@ -64,7 +72,9 @@ class Task:
     robot: dict[str, Any]
     drivers: dict[str, Any]
     limits: dict[str, Any]
+    home: dict[str, Any] | None
     supervisor: dict[str, Any]
+    teleoperator: dict[str, Any]
     policy: dict[str, Any]
     train: dict[str, Any]
 
@@ -124,7 +134,7 @@ class _Reader:
             content,
             "",
             needed=("rate", "max_episode_steps", "arms", "control", "observation", "robot", "limits", "supervisor"),
-            more=("name", "cameras", "drivers", "policy", "train"),
+            more=("name", "cameras", "drivers", "home", "teleoperator", "policy", "train"),
         )
         control = self.table(top["control"], "control", ("representation",))
         observation = self.table(top["observation"], "observation", ("proprio",), ("sensors",))
@@ -152,7 +162,9 @@ class _Reader:
             robot=self.open(top["robot"], "robot", "driver", (REMOTE, LOCAL)),
             drivers=self.drivers(top.get("drivers")),
             limits=self.limits(top["limits"], arms),
+            home=self.names(top, "home") or None,
             supervisor=self.open(top["supervisor"], "supervisor", "kind", tuple(SUPERVISORS)),
+            teleoperator=self.driver(top["teleoperator"], "teleoperator") if top.get("teleoperator") else {},
             policy=self.names(top, "policy"),
             train=self.names(top, "train"),
         )  # fmt: skip
@@ -227,13 +239,21 @@ class _Reader:
             return {}
         table = self.table(value, "drivers", ("robot",), ("cameras",))
         cameras = self.names(table, "cameras")
-        for key, each in [("robot", table["robot"]), *((f"cameras.{name}", each) for name, each in cameras.items())]:
-            if not isinstance(each, dict) or not isinstance(each.get("driver"), str):
-                raise self.error(f"drivers.{key}", "a table with driver: and its arguments", each)
-        return {"robot": table["robot"], "cameras": cameras}
+        return {
+            "robot": self.driver(table["robot"], "drivers.robot"),
+            "cameras": {name: self.driver(each, f"drivers.cameras.{name}") for name, each in cameras.items()},
+        }
+
+    def driver(self, value: Any, key: str) -> dict[str, Any]:
+        if not isinstance(value, dict) or not isinstance(value.get("driver"), str):
+            raise self.error(key, "a table with driver: and its arguments", value)
+        return dict(value)
 
     def limits(self, value: Any, arms: Mapping[str, Arm]) -> dict[str, Any]:
-        return self.table(value, "limits", tuple(arms), ("watchdog", "rate"))
+        table = self.table(value, "limits", tuple(arms), LOOP)
+        for name in arms:
+            self.names(table, name)
+        return table
 
 
 def make_station(task: Task) -> Station:
@@ -272,8 +292,11 @@ def guarded(task: Task, robot: Robot) -> Robot:
 
     :raises TaskError: If a limit is wrong
     """
-    limits = made(task, "limits", part("safety").read_limits, {"table": task.limits, "arms": task.arms})
-    guard: Robot = part("guard").Guard(robot, limits)
+    safety, loop = part("safety"), {key: task.limits[key] for key in LOOP if key in task.limits}
+    limits = {name: made(task, f"limits.{name}", safety.Limits, task.limits[name]) for name in task.arms}
+    guard: Robot = made(
+        task, "limits", part("guard").Guard, {"robot": robot, "limits": limits, "home": task.home} | loop
+    )
     return guard
 
 
@@ -283,14 +306,39 @@ def make_supervisor(task: Task) -> Supervisor:
     :raises TaskError: If an argument is wrong
     """
     kind = task.supervisor["kind"]
-    make = getattr(part(kind), SUPERVISORS[kind])
+    module, name = SUPERVISORS[kind]
+    make = getattr(part(module), name)
     supervisor: Supervisor = made(task, "supervisor", make, _arguments(task.supervisor, "kind"))
     return supervisor
 
 
+def make_teleoperator(task: Task) -> Robot:
+    """Return what demonstrates a task: a robot whose observation is where the arms are to be.
+
+    :raises TaskError: If the file names none, or an argument is wrong
+    :raises ImportError: If the driver cannot be imported; says how to install it
+    """
+    if not task.teleoperator:
+        raise TaskError(f"{task.path}: there is nobody to demonstrate it; add teleoperator: with a driver")
+    leader: Robot = _driver(task, "teleoperator", task.teleoperator, "teleoperator")
+    return leader
+
+
 def _driver(task: Task, key: str, table: dict[str, Any], kind: str) -> Any:
-    module = part("simulated" if table["driver"] == "simulated" else f"drivers.{table['driver']}")
-    return made(task, key, getattr(module, kind), _arguments(table, "driver"))
+    name = table["driver"]
+    try:
+        module = part(SIMULATED if name == SIMULATED else f"drivers.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{HERE}.drivers.{name}":
+            raise
+        raise TaskError(f"{task.path}, {key}: there is no driver {name!r}") from error
+    # Leader arms are robots, too; only some are made otherwise.
+    make = getattr(module, kind, None) or (
+        module.robot if kind == "teleoperator" and hasattr(module, "robot") else None
+    )
+    if make is None:
+        raise TaskError(f"{task.path}, {key}: {name!r} is a driver, but not of a {kind}")
+    return made(task, key, make, _arguments(table, "driver"))
 
 
 def _arguments(table: dict[str, Any], choice: str) -> dict[str, Any]:
