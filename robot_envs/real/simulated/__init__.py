@@ -1,7 +1,8 @@
 """A simulated robot, for tests of all that is between a policy and a robot, and to try it without one.
 
-An arm with an orange and a bowl, or two arms with a tray, in MuJoCo; physics follow the clock on the wall. The functions
-here make robot, camera, leader arm and supervisor of plain arguments, as a task's YAML has them. MuJoCo is the extra ``sim``.
+An arm with an orange and a bowl, or two arms with a tray, in MuJoCo; physics follow the clock on the wall. The
+functions here make robot, camera, leader arm and supervisor of plain arguments, as a task's YAML has them. MuJoCo is
+the extra ``sim``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def robot(
     :raises ValueError: If an argument is wrong
     """
     from zprl_sb3.robot_envs.real.simulated.driver import SimulatedRobot
-    from zprl_sb3.robot_envs.real.simulated.simulation import begin
+    from zprl_sb3.robot_envs.real.simulated.registry import begin
 
     arguments = {"task": task, "channel": channel, "speedup": speedup, "lock_step": lock_step, "seed": seed}
     return SimulatedRobot(begin(simulation, **arguments, faults=dict(faults or {})), control)

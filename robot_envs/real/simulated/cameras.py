@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from zprl_sb3.robot_envs import import_simulator
 from zprl_sb3.robot_envs.real.robots import Frame, RobotError
-from zprl_sb3.robot_envs.real.simulated.simulation import Simulation, find
+from zprl_sb3.robot_envs.real.simulated.registry import find
+from zprl_sb3.robot_envs.real.simulated.simulation import Simulation
 from zprl_sb3.robot_envs.rendering import Cameras, check_quality
 
 PATIENCE = 30.0
@@ -153,8 +154,10 @@ class SimulatedCamera:
         moment = simulation.snapshot(data)
         image = None
         if not self._shots or not (faults.freeze or moment == last):
-            stuck = faults.stuck and self._shots
-            image = self._shots[-1].image if stuck else self._noisy(cameras.frame(data, self._view, *self._size), moment)
+            if faults.stuck and self._shots:
+                image = self._shots[-1].image
+            else:
+                image = self._noisy(cameras.frame(data, self._view, *self._size), moment)
         with self._changed:
             if image is not None:
                 self._number += 1

@@ -41,5 +41,5 @@ class Faults:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             fits = number and 0.0 <= value < float("inf") if kinds[name] is float else isinstance(value, kinds[name])
             if not fits or (name == "drop" and value > 1.0):
-                raise ValueError(f"The fault {name!r} cannot be {value!r}; without it, it is {getattr(Faults(), name)!r}")
+                raise ValueError(f"The fault {name!r} cannot be {value!r}; its default is {getattr(Faults(), name)!r}")
         return replace(self, **changes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +14,9 @@ import numpy as np
 from zprl_sb3.robot_envs.real.robots import RobotError, Values
 from zprl_sb3.robot_envs.real.simulated.channel import Channel
 from zprl_sb3.robot_envs.real.simulated.faults import Faults
+from zprl_sb3.robot_envs.real.simulated.pace import Pace
 from zprl_sb3.robot_envs.real.simulated.world import STEPS_PER_TICK, World
 
-MOST_BEHIND = 0.25
-"""Seconds on the wall that the physics catches up with; what is beyond is lost, as it would race otherwise."""
 HOMING = 20.0
 """Seconds of the simulation after which arms that have not come home never will."""
 
@@ -36,7 +34,6 @@ class Simulation:
     :param faults: What goes wrong from the beginning, see :class:`~.faults.Faults`
     :param seed: Of the first scene
     :raises ValueError: If an argument is wrong
-    :ivar lost: Seconds on the wall that the physics has given up to catch up with
     """
 
     def __init__(
@@ -53,12 +50,10 @@ class Simulation:
         self.task, self.speedup, self.lock_step = task, speedup, lock_step
         self.world = World(task)
         self.faults = Faults().changed(faults or {})
-        self.lost = 0.0
         self._channel = Channel(channel, self._answer)
         self._lock = threading.RLock()
+        self._pace = Pace(STEPS_PER_TICK * self.world.timestep / speedup, self._tick, self._lock)
         self._users = 0
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
         self._broken: RobotError | None = None
         self._steps = self._scenes = 0
         self.reset(seed)
@@ -73,11 +68,8 @@ class Simulation:
         with self._lock:
             if self._users == 0:
                 self._channel.open()
-                self._ended = threading.Event()
-                self._reached = time.monotonic()
                 if self.lock_step is None:
-                    self._thread = threading.Thread(target=self._run, args=(self._ended,), daemon=True)
-                    self._thread.start()
+                    self._pace.start()
             self._users += 1
 
     def release(self) -> None:
@@ -86,10 +78,7 @@ class Simulation:
             self._users -= 1
             if self._users:
                 return
-            self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._pace.stop()
         self._channel.close()
 
     @property
@@ -114,36 +103,12 @@ class Simulation:
         """Number of the scene, and of the physics steps; in lock-step of those since its beginning."""
         return self._scenes, self._steps - (self._anchor if self.lock_step else 0)
 
-    @property
-    def lag(self) -> float:
-        """How many seconds the physics is behind the clock on the wall; none in lock-step."""
-        return 0.0 if self._thread is None else max(0.0, time.monotonic() - self._reached)
-
     def clock(self) -> float:
         """Return the time that frames are dated by: in lock-step the simulation's, else that on the wall."""
         return self.time if self.lock_step else time.monotonic()
 
-    def _run(self, ended: threading.Event) -> None:
-        while not ended.is_set():
-            with self._lock:
-                early = self._follow_clock()
-            if early > 0.0:
-                ended.wait(early)
-            else:
-                time.sleep(0.0)  # Who waits for the lock gets it, also while the physics catches up.
-
-    def _follow_clock(self) -> float:
-        """Advance by a tick if it is over; otherwise return in how many seconds it will be."""
-        tick = STEPS_PER_TICK * self.world.timestep / self.speedup
-        now = time.monotonic()
-        if now - self._reached > MOST_BEHIND:
-            self.lost += now - self._reached - MOST_BEHIND
-            self._reached = now - MOST_BEHIND
-        if now < self._reached + tick:
-            return self._reached + tick - now
+    def _tick(self) -> None:
         self._advance(STEPS_PER_TICK)
-        self._reached += tick
-        return 0.0
 
     def _advance(self, steps: int) -> None:
         while self._waiting and self._waiting[0][0] <= self._steps:
@@ -232,7 +197,10 @@ class Simulation:
     # The side channel: what a person in the room sees and does, and what only a test can do
 
     def state(self) -> dict[str, Any]:
-        """Return the truth as plain numbers: what arms and things are at, and how it stands."""
+        """Return the truth as plain numbers: where arms and things are, and how it stands.
+
+        ``lag``: seconds on the wall that the physics is behind; ``lost``: those that it has given up to catch up with.
+        """
         with self._lock:
             values = self.world.scene.sensors()
             for arm in self.world.arms.values():
@@ -246,8 +214,8 @@ class Simulation:
                 "failure": self.world.scene.is_failure(),
                 "lock_step": self.lock_step is not None,
                 "speedup": self.speedup,
-                "lag": self.lag,
-                "lost": self.lost,
+                "lag": self._pace.lag,
+                "lost": self._pace.lost,
                 "values": {name: value.tolist() for name, value in values.items()},
             }
 
@@ -281,32 +249,3 @@ class Simulation:
                 self.set_faults(**arguments)
                 return self.state()
         raise ValueError('ask {"do": "state"}, {"do": "reset", "seed": 3} or {"do": "faults", "delay": 0.2}')
-
-
-_BY_NAME: weakref.WeakValueDictionary[str, Simulation] = weakref.WeakValueDictionary()
-
-
-def begin(name: str, **arguments: Any) -> Simulation:
-    """Make a simulation that cameras of this process find by its name.
-
-    :param name: Of the simulation
-    :param arguments: Of :class:`Simulation`
-    :raises ValueError: If one of this name is in use
-    """
-    if name in _BY_NAME and _BY_NAME[name].in_use:
-        raise ValueError(f"There is a simulation {name!r} in this process already: give this one another name")
-    _BY_NAME[name] = simulation = Simulation(**arguments)
-    return simulation
-
-
-def find(name: str) -> Simulation:
-    """Return the simulation of a robot of this process.
-
-    :raises RobotError: If there is none
-    """
-    if name not in _BY_NAME:
-        raise RobotError(
-            f"There is no simulation {name!r} in this process: a simulated camera belongs to a simulated robot, which "
-            "is made with the same `simulation`"
-        )
-    return _BY_NAME[name]

@@ -40,8 +40,8 @@ class Deed:
 class SimulatedSupervisor:
     """Judges by the true state, which it asks the simulation's side channel for.
 
-    Times are seconds of the simulation. In lock-step, where time stands still while nobody moves the robot, what it does
-    between episodes takes none.
+    Times are seconds of the simulation. In lock-step, where time stands still while nobody moves the robot, what it
+    does between episodes takes none.
 
     :param address: Of the side channel, ``tcp://127.0.0.1:5570``
     :param seed: Scene of episode n is that of ``seed + n``
