@@ -11,10 +11,12 @@ from pathlib import Path
 import gymnasium as gym
 
 from zprl_sb3.interrupts import INTERRUPTED, end_with_parent
+from zprl_sb3.robot_envs.real.robots import RobotError
 
 PROGRAMS = {
     "quickstart": "the whole way on one task, in minutes: collect, pretrain, train, evaluate, report",
     "collect": "demonstrations from imperfect scripted demonstrators -> HDF5 in robomimic's layout",
+    "record": "demonstrations on a real robot, by whoever moves a leader arm -> HDF5 in robomimic's layout",
     "convert": "robomimic's, Minari's or LeRobot's data sets -> demonstrations for pretrain",
     "pretrain": "demonstrations -> frozen flow policy with a bottleneck",
     "attach": "a frozen policy of any kind and demonstrations -> the same policy with a bottleneck",
@@ -31,7 +33,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 TUNABLE = "glibc.malloc.hugetlb"
 
 # What a user can mend. Anything else is a fault of ours and shows its traceback.
-MENDABLE = (ValueError, KeyError, OSError, ImportError, FloatingPointError, gym.error.Error)
+MENDABLE = (ValueError, KeyError, OSError, ImportError, FloatingPointError, RobotError, gym.error.Error)
 
 
 def usage() -> str:

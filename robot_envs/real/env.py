@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from dataclasses import asdict
+from multiprocessing import parent_process
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from zprl_sb3.interrupts import TERMINATED
 from zprl_sb3.robot_envs import REAL_ROBOT
 from zprl_sb3.robot_envs.base import image_key
 from zprl_sb3.robot_envs.real.episodes import Archive
@@ -78,7 +83,8 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         self._steps = 0
         self._running = False
         self._command: Values = {}
-        self.action_space = self._poses.action_space()
+        box = self._poses.action_space()
+        self.action_space, self._low, self._high = box, box.low, box.high
         boxes: dict[str, spaces.Space[Any]] = {
             "proprio": spaces.Box(-np.inf, np.inf, (self._poses.proprio_size,), np.float32)
         }
@@ -146,6 +152,18 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
             info | self._quit_info(),
         )
 
+    def action_of(self, values: Values) -> NDArray[np.float32]:
+        """Return the action (A,) that sends the arms to where ``values`` are, within the action space.
+
+        :param values: By the names of a command, those that a leader arm tells for instance
+        :raises RobotError: If one is missing
+        """
+        try:
+            action = self._poses.action(values)
+        except KeyError as error:
+            raise RobotError(f"Whoever demonstrates must tell {error}; it tells {', '.join(values)}") from error
+        return np.clip(action, self._low, self._high)
+
     def commanded(self) -> NDArray[np.float64] | None:
         """Return where the last action told the hands to be, (hands, 3) in metres; None where it tells joints."""
         return self._poses.positions(self._command)
@@ -177,6 +195,9 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
 
     def _open(self) -> tuple[Stage, Person]:
         """Connect to all that is not connected yet."""
+        if parent_process() is not None and threading.current_thread() is threading.main_thread():
+            # Who ends the process of an environment does so by SIGTERM: let go of the robot then.
+            signal.signal(signal.SIGTERM, _end_process)
         if self._archive is None and self._folder is not None:
             self._archive = Archive(self._folder, self._source)
         if self._person is None:
@@ -243,3 +264,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
 
     def _quit_info(self) -> dict[str, Any]:
         return {"quit": True} if self._person is not None and self._person.quit else {}
+
+
+def _end_process(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zprl_sb3.locks import locked
+from zprl_sb3.locks import locked, locked_in_turn
 from zprl_sb3.pretrain.demonstrations import DemonstrationError, opened
 from zprl_sb3.pretrain.recording import Episode, save_demonstrations
 from zprl_sb3.robot_envs.real.journal import ENDINGS, INTERRUPTED, Journal, Recorded, Source, read_journal
 
 LEARNED = ENDINGS[:3]
 """Endings of episodes that a policy may learn from."""
+PATIENCE = 30.0  # seconds to wait for a folder
 
 Array = NDArray[Any]
 
@@ -55,7 +56,8 @@ class Archive:
     def __init__(self, folder: str | Path, source: Source) -> None:
         self.folder, self.source = Path(folder), source
         self._stack = ExitStack()
-        self._stack.enter_context(locked(self.folder))
+        # A program that was killed may still be letting go of the robot.
+        self._stack.enter_context(locked_in_turn(self.folder, PATIENCE))
         self._converting: threading.Thread | None = None
         self._journal: Journal | None = None
         self._failed: OSError | None = None

@@ -17,13 +17,12 @@ import yaml
 
 from zprl_sb3.robot_envs import is_real
 from zprl_sb3.robot_envs.real.frames import View
-from zprl_sb3.robot_envs.real.poses import JOINTS, REPRESENTATIONS, Poses
+from zprl_sb3.robot_envs.real.poses import Poses
+from zprl_sb3.robot_envs.real.reading import LOCAL, LOOP, Reader, TaskError
 from zprl_sb3.robot_envs.real.robots import Arm, Camera, Robot, Station, Supervisor
 from zprl_sb3.settings import find_file, read_settings
 
 HERE = "zprl_sb3.robot_envs.real"
-REMOTE, LOCAL = "remote", "local"
-LOOP = ("watchdog", "rate")  # of the loop that keeps the limits, beside those of the arms
 SIMULATED = "simulated"
 SUPERVISORS = {
     "keyboard": ("keyboard", "KeyboardSupervisor"),
@@ -31,10 +30,6 @@ SUPERVISORS = {
     SIMULATED: (SIMULATED, "supervisor"),
 }
 """Module and what makes a supervisor there, by kind."""
-
-
-class TaskError(ValueError):
-    """A task's file cannot be used; the message names the file and the key."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,12 @@ def load_task(task: str | Path | Task) -> Task:
         content = read_settings(path)
     except yaml.YAMLError as error:
         raise TaskError(f"{path} is not YAML: {error}") from error
-    return _Reader(path).task(content)
+    read = Task(**Reader(path).read(content))
+    try:
+        read.poses()
+    except ValueError as error:
+        raise TaskError(f"{path}, observation.proprio: {error}") from error
+    return read
 
 
 def task_settings(env_id: str, env_kwargs: Mapping[str, Any], section: str) -> dict[str, Any] | None:
@@ -118,142 +118,6 @@ def task_settings(env_id: str, env_kwargs: Mapping[str, Any], section: str) -> d
         return None
     settings: dict[str, Any] = getattr(load_task(env_kwargs["task"]), section)
     return settings
-
-
-class _Reader:
-    """Reads a task's tables strictly: what is unknown is named, with what is known.
-
-    :param path: For messages
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def task(self, content: Any) -> Task:
-        top = self.table(
-            content,
-            "",
-            needed=("rate", "max_episode_steps", "arms", "control", "observation", "robot", "limits", "supervisor"),
-            more=("name", "cameras", "drivers", "home", "teleoperator", "policy", "train"),
-        )
-        control = self.table(top["control"], "control", ("representation",))
-        observation = self.table(top["observation"], "observation", ("proprio",), ("sensors",))
-        representation = control["representation"]
-        if representation not in REPRESENTATIONS:
-            raise self.error("control.representation", f"one of {', '.join(REPRESENTATIONS)}", representation)
-        arms = {
-            name: self.arm(value, f"arms.{name}", representation) for name, value in self.names(top, "arms").items()
-        }
-        task = Task(
-            name=str(top.get("name", self._path.stem)),
-            path=self._path,
-            rate=self.number(top["rate"], "rate"),
-            max_episode_steps=self.whole(top["max_episode_steps"], "max_episode_steps"),
-            arms=arms,
-            representation=representation,
-            proprio=self.proprio(observation["proprio"]),
-            sensors={
-                name: self.whole(size, f"observation.sensors.{name}")
-                for name, size in self.names(observation, "sensors").items()
-            },
-            views={
-                name: self.view(value, f"cameras.{name}") for name, value in self.names(top, "cameras").items()
-            },
-            robot=self.open(top["robot"], "robot", "driver", (REMOTE, LOCAL)),
-            drivers=self.drivers(top.get("drivers")),
-            limits=self.limits(top["limits"], arms),
-            home=self.names(top, "home") or None,
-            supervisor=self.open(top["supervisor"], "supervisor", "kind", tuple(SUPERVISORS)),
-            teleoperator=self.driver(top["teleoperator"], "teleoperator") if top.get("teleoperator") else {},
-            policy=self.names(top, "policy"),
-            train=self.names(top, "train"),
-        )  # fmt: skip
-        try:
-            task.poses()
-        except ValueError as error:
-            raise TaskError(f"{self._path}, observation.proprio: {error}") from error
-        return task
-
-    def error(self, key: str, wanted: str, found: Any) -> TaskError:
-        return TaskError(f"{self._path}, {key or 'the file'}: must be {wanted}, not {found!r}")
-
-    def table(self, value: Any, key: str, needed: tuple[str, ...] = (), more: tuple[str, ...] = ()) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self.error(key, "a table", value)
-        known, where = (*needed, *more), f"{self._path}{f', {key}' if key else ''}"
-        if unknown := [str(name) for name in value if name not in known]:
-            raise TaskError(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(known)}")
-        if missing := [name for name in needed if name not in value]:
-            raise TaskError(f"{where}: {', '.join(missing)} is missing")
-        return dict(value)
-
-    def names(self, table: dict[str, Any], key: str) -> dict[str, Any]:
-        """Return a table whose keys are names; an empty one where it is left out or null."""
-        value = table.get(key) or {}
-        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-            raise self.error(key, "a table by name", value)
-        return dict(value)
-
-    def open(self, value: Any, key: str, choice: str, known: tuple[str, ...]) -> dict[str, Any]:
-        """Return a table with a choice, whose other keys are arguments of what is chosen."""
-        if not isinstance(value, dict) or value.get(choice) not in known:
-            raise self.error(key, f"a table with {choice}: {' or '.join(known)}", value)
-        return dict(value)
-
-    def number(self, value: Any, key: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise self.error(key, "a positive number", value)
-        return float(value)
-
-    def whole(self, value: Any, key: str) -> int:
-        if type(value) is not int or value < 1:
-            raise self.error(key, "a whole number of at least 1", value)
-        return value
-
-    def arm(self, value: Any, key: str, representation: str) -> Arm:
-        table = self.table(value, key, ("joints",), ("gripper",))
-        gripper = table.get("gripper", True)
-        if not isinstance(gripper, bool):
-            raise self.error(f"{key}.gripper", "true or false", gripper)
-        control = JOINTS if representation == JOINTS else "pose"
-        return Arm(control, self.whole(table["joints"], f"{key}.joints"), gripper)
-
-    def proprio(self, value: Any) -> tuple[str, ...]:
-        if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or not value:
-            raise self.error("observation.proprio", "a list of names, such as [arm/position, arm/gripper]", value)
-        return tuple(value)
-
-    def view(self, value: Any, key: str) -> View:
-        table = self.table(value, key, ("size",), ("max_age", "frozen_after"))
-        size = table["size"]
-        if not isinstance(size, list) or len(size) != 2:
-            raise self.error(f"{key}.size", "[height, width]", size)
-        height, width = (self.whole(each, f"{key}.size") for each in size)
-        ages = {
-            name: self.number(table[name], f"{key}.{name}") for name in ("max_age", "frozen_after") if name in table
-        }
-        return View((height, width), **ages)
-
-    def drivers(self, value: Any) -> dict[str, Any]:
-        if value is None:
-            return {}
-        table = self.table(value, "drivers", ("robot",), ("cameras",))
-        cameras = self.names(table, "cameras")
-        return {
-            "robot": self.driver(table["robot"], "drivers.robot"),
-            "cameras": {name: self.driver(each, f"drivers.cameras.{name}") for name, each in cameras.items()},
-        }
-
-    def driver(self, value: Any, key: str) -> dict[str, Any]:
-        if not isinstance(value, dict) or not isinstance(value.get("driver"), str):
-            raise self.error(key, "a table with driver: and its arguments", value)
-        return dict(value)
-
-    def limits(self, value: Any, arms: Mapping[str, Arm]) -> dict[str, Any]:
-        table = self.table(value, "limits", tuple(arms), LOOP)
-        for name in arms:
-            self.names(table, name)
-        return table
 
 
 def make_station(task: Task) -> Station:
@@ -272,7 +136,8 @@ def make_station(task: Task) -> Station:
 def local_station(task: Task) -> Station:
     """Return the robot and the cameras that are connected to this computer, the robot behind its limits.
 
-    ``zprl robot-server`` serves such a station.
+    ``zprl robot-server`` serves such a station. A driver is a module of :mod:`zprl_sb3.robot_envs.real.drivers`, or,
+    with a dot in its name, one of the user's, with functions ``robot``, ``camera`` or ``teleoperator``.
 
     :raises TaskError: If there are no drivers in the file, or an argument is wrong
     :raises ImportError: If a driver cannot be imported; says how to install it
@@ -301,13 +166,13 @@ def guarded(task: Task, robot: Robot) -> Robot:
 
 
 def make_supervisor(task: Task) -> Supervisor:
-    """Return the person's side of a task: keys at the terminal, or a page.
+    """Return the person's side of a task: keys at the terminal, a page, or ``supervisor`` of a module of the user's.
 
-    :raises TaskError: If an argument is wrong
+    :raises TaskError: If an argument is wrong, or there is no such module
     """
     kind = task.supervisor["kind"]
-    module, name = SUPERVISORS[kind]
-    make = getattr(part(module), name)
+    name, maker = SUPERVISORS.get(kind, ("", "supervisor"))
+    make = getattr(_module(task, "supervisor", kind, name), maker)
     supervisor: Supervisor = made(task, "supervisor", make, _arguments(task.supervisor, "kind"))
     return supervisor
 
@@ -326,12 +191,7 @@ def make_teleoperator(task: Task) -> Robot:
 
 def _driver(task: Task, key: str, table: dict[str, Any], kind: str) -> Any:
     name = table["driver"]
-    try:
-        module = part(SIMULATED if name == SIMULATED else f"drivers.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{HERE}.drivers.{name}":
-            raise
-        raise TaskError(f"{task.path}, {key}: there is no driver {name!r}") from error
+    module = _module(task, key, name, SIMULATED if name == SIMULATED else f"drivers.{name}")
     # Leader arms are robots, too; only some are made otherwise.
     make = getattr(module, kind, None) or (
         module.robot if kind == "teleoperator" and hasattr(module, "robot") else None
@@ -339,6 +199,17 @@ def _driver(task: Task, key: str, table: dict[str, Any], kind: str) -> Any:
     if make is None:
         raise TaskError(f"{task.path}, {key}: {name!r} is a driver, but not of a {kind}")
     return made(task, key, make, _arguments(table, "driver"))
+
+
+def _module(task: Task, key: str, name: str, ours: str) -> ModuleType:
+    """Import what a file names: a module of the user's where there is a dot in the name, or one of ours."""
+    wanted = name if "." in name else f"{HERE}.{ours}"
+    try:
+        return importlib.import_module(wanted)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{wanted}.".startswith(f"{error.name}."):
+            raise  # it is there, and lacks a library
+        raise TaskError(f"{task.path}, {key}: there is no {name!r} ({error})") from error
 
 
 def _arguments(table: dict[str, Any], choice: str) -> dict[str, Any]:

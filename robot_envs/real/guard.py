@@ -1,0 +1,388 @@
+"""What stands between a robot's driver and whatever commands it: the loop that keeps the limits.
+
+One thread owns the driver. At a fixed rate it moves the set point towards the last command (``set_points.py``), so that
+a late, wrong or missing command, or a dead caller, leaves a robot that brakes and holds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from zprl_sb3.robot_envs.real.motion import Array, Moving
+from zprl_sb3.robot_envs.real.rate import Rate, Timing
+from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Stopped, Values
+from zprl_sb3.robot_envs.real.safety import Safety, check_limits, checked
+from zprl_sb3.robot_envs.real.set_points import advance, clamped, left_range, start
+from zprl_sb3.robot_envs.rotations import matrix_of_vector, rotation_vector
+
+SPREAD = 0.1  # seconds over which a command is spread at most, however rarely they come
+STALL = 0.2  # seconds without a set point after which the robot stands, and its measured place is the next one
+STALE = 1.0  # seconds after which an observation is no longer taken for the present
+WINDOW = 10.0  # seconds over which the loop's own timing is told
+HOME_SPEED = 0.5  # share of the limits' speeds
+HOME_TIME = 60.0  # seconds to get home
+NEAR = {"position": 0.02, "rotation": 0.1, "joints": 0.1, "gripper": np.inf}  # measured, so that home counts as reached
+REACHED = 1e-4  # of the set point
+END = 1.0  # seconds to brake before disconnecting
+PATIENCE = 5.0  # seconds for the driver to come back from its last call
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the robot is to do: a command, home, or (without a target) hold.
+
+    :param target: As commanded
+    :param received: When
+    :param spread: Seconds over which to spread the motion
+    :param home: Whether it is the way home, which no watchdog ends
+    """
+
+    target: Values | None = None
+    received: float = 0.0
+    spread: float = 0.0
+    home: bool = False
+
+
+HOLD = _Order()
+
+
+class Guard:
+    """A robot that keeps limits; itself a :class:`~zprl_sb3.robot_envs.real.robots.Robot`, callable from any thread.
+
+    :param robot: The driver. From :meth:`connect` on only this object's thread calls it
+    :param safety: Limits, rate, watchdog and home
+    :raises ValueError: If limits or home do not fit the robot
+    """
+
+    def __init__(self, robot: Robot, safety: Safety) -> None:
+        check_limits(robot.arms, safety.limits)
+        self._robot, self.safety = robot, safety
+        self._limits = dict(safety.limits)
+        self._slow = {name: limit.slower(HOME_SPEED) for name, limit in safety.limits.items()}
+        self._home = None if safety.home is None else self._checked_home(safety.home)
+        self._rate = Rate(safety.rate, time.monotonic)
+        self._timing: Timing | None = None
+        self._window = 0.0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._limited: Counter[str] = Counter()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._reason: str | None = None  # of a stop
+        self._failure: str | None = None  # why there is no observation
+        self._latest: tuple[Values, float] | None = None
+        self._order, self._homing_failed = HOLD, ""
+        # Only the thread's: the set point, when it was sent, what it goes to, and for which order.
+        self._here: dict[str, Moving] | None = None
+        self._sent = 0.0
+        self._goal: Values | None = None
+        self._begun = HOLD
+        self._halted = self._outside = False
+
+    @property
+    def arms(self) -> Mapping[str, Arm]:
+        return self._robot.arms
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the robot is stopped, or None."""
+        return self._reason
+
+    @property
+    def homing(self) -> bool:
+        """Whether it is on the way home."""
+        return self._order.home
+
+    @property
+    def limited(self) -> Mapping[str, int]:
+        """How often which limit was in the way since the guard was made: ``left/workspace``, ``watchdog``, ....
+
+        Of workspace, cone, joints and step in commands and in ticks, of speed and acceleration in ticks.
+        """
+        with self._changed:
+            return dict(self._limited)
+
+    @property
+    def timing(self) -> Timing:
+        """How well the loop kept its rate, in ten seconds."""
+        return self._timing or self._rate.timing()
+
+    def connect(self) -> None:
+        if self._thread is not None:
+            return
+        self._closing.clear()
+        self._forget()
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name="zprl-guard", daemon=True)
+        self._thread.start()
+        atexit.register(self.disconnect)
+        try:
+            ready.result()
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def disconnect(self) -> None:
+        """Brake, hold, and let go of the driver.
+
+        :raises RobotError: If the driver hangs in a call
+        """
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        atexit.unregister(self.disconnect)
+        self._closing.set()
+        thread.join(END + PATIENCE)
+        if thread.is_alive():
+            raise RobotError("The robot's driver does not return: it could not be told to hold. Use its emergency stop")
+
+    def get_observation(self) -> Values:
+        """Return where the arms are, at most some periods ago.
+
+        :raises RobotError: If the driver failed or hangs
+        """
+        with self._changed:
+            self._check_connected()
+            if self._failure is not None or self._latest is None:
+                raise RobotError(self._failure or "The robot has told nothing yet")
+            values, when = self._latest
+        if (age := time.monotonic() - when) > STALE:
+            raise RobotError(f"The robot has told nothing for {age:.1f} s: its driver hangs")
+        return {name: value.copy() for name, value in values.items()}
+
+    def send_action(self, action: Values) -> None:
+        """Tell the arms where to be next; they go there under the limits.
+
+        :raises Stopped: If the robot was stopped
+        :raises RobotError: For a command that is none, and while it goes home
+        """
+        command = checked(action, self.arms)
+        now = time.monotonic()
+        with self._changed:
+            self._check_ready()
+            if self._order.home:
+                raise RobotError("The robot is on its way home: wait until it is there, or hold it")
+            spread = min(now - self._order.received, SPREAD)
+            self._order = _Order(command, now, spread)
+
+    def hold(self) -> None:
+        """Brake under the limits, and stay."""
+        with self._changed:
+            self._check_connected()
+            self._end_homing("it was told to hold")
+
+    def home(self) -> None:
+        """Go home under the limits, at half of their speeds; returns when the arms are there.
+
+        :raises Stopped: If it is stopped
+        :raises RobotError: If they do not get there
+        """
+        self.start_home()
+        self.await_home()
+
+    def start_home(self) -> None:
+        """Set out for home; :attr:`homing` tells when that is over, :meth:`await_home` how."""
+        with self._changed:
+            self._check_ready()
+            self._homing_failed = ""
+            self._order = _Order(self._home, time.monotonic(), home=True)
+
+    def await_home(self) -> None:
+        """Return when it is no longer on the way home.
+
+        :raises Stopped: If it was stopped
+        :raises RobotError: If it did not get there
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._order.home)
+            if self._reason is not None:
+                raise Stopped(self._reason)
+            if self._homing_failed:
+                raise RobotError(f"The robot did not get home: {self._homing_failed}")
+
+    def stop(self, reason: str) -> None:
+        """Stop at once, until :meth:`clear`: within a period the driver holds.
+
+        :param reason: Told to whoever commands; the first one stays
+        """
+        with self._changed:
+            self._reason = self._reason or reason or "stopped"
+            self._end_homing("it was stopped")
+
+    def clear(self) -> None:
+        """Let the robot move again. Only for a person who has looked at it."""
+        with self._changed:
+            self._reason = None
+
+    def _check_connected(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            raise RobotError("The robot is not connected")
+
+    def _check_ready(self) -> None:
+        self._check_connected()
+        if self._reason is not None:
+            raise Stopped(self._reason)
+
+    def _end_homing(self, failure: str) -> None:
+        if self._order.home:
+            self._homing_failed = failure
+        self._order = HOLD
+        self._changed.notify_all()
+
+    def _checked_home(self, home: Mapping[str, Iterable[float]]) -> Values:
+        try:
+            target = checked({name: np.array(value) for name, value in home.items()}, self.arms)
+        except RobotError as error:
+            raise ValueError(f"Home is no place for this robot: {error}") from error
+        still = {name: Moving(value, np.zeros_like(value)) for name, value in target.items()}
+        if hits := clamped(target, still, self._limits)[1]:
+            raise ValueError(f"Home is outside the limits: {', '.join(sorted(hits))}")
+        return target
+
+    # The rest runs in the thread that owns the driver.
+
+    def _run(self, ready: Future[None]) -> None:
+        try:
+            self._robot.connect()
+            self._publish(self._robot.get_observation())
+            start(self._observed, self.arms)
+        except BaseException as error:
+            self._let_go()
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        try:
+            self._loop()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with suppress(Exception):
+            self._robot.hold()
+        with suppress(Exception):
+            self._robot.disconnect()
+
+    def _loop(self) -> None:
+        self._rate.start()
+        self._window = time.monotonic()
+        end = np.inf
+        while not self._closing.is_set() or (self._is_moving() and time.monotonic() < end):
+            if self._closing.is_set() and end == np.inf:
+                end = time.monotonic() + END
+                self._order = HOLD
+            self._rate.begin()
+            try:
+                self._tick()
+            except Exception as error:  # whatever a driver raises
+                self._fail(error)
+            self._rate.wait()
+            self._measure()
+
+    def _is_moving(self) -> bool:
+        return self._here is not None and any(moving.velocity.any() for moving in self._here.values())
+
+    def _tick(self) -> None:
+        if (stopped := self._reason is not None) and not self._halted:
+            self._here, self._halted = None, True
+            self._robot.hold()
+        self._halted = stopped
+        self._publish(self._robot.get_observation())
+        if not stopped:
+            self._move()
+
+    def _publish(self, values: Values) -> None:
+        found = left_range(values, self.arms, self._limits)
+        with self._changed:
+            self._latest, self._failure = (values, time.monotonic()), None
+        if found and not self._outside:  # who clears this may move it back
+            self.stop("; ".join(found))
+        self._outside = bool(found)
+
+    @property
+    def _observed(self) -> Values:
+        assert self._latest is not None
+        return self._latest[0]
+
+    def _move(self) -> None:
+        now, order = time.monotonic(), self._order
+        dt, self._sent = now - self._sent, now
+        if dt > STALL and self._here is not None:
+            self._count(["stall"])
+            self._here = None
+            self._robot.hold()
+        elif order.home and self._home is None:
+            self._robot.home()
+            self._here = None
+            self._arrived()
+        elif order.target is not None or self._here is not None:
+            self._follow(order, now, dt)
+
+    def _follow(self, order: _Order, now: float, dt: float) -> None:
+        if self._here is None:
+            self._here, self._begun = start(self._observed, self.arms), HOLD
+        if order is not self._begun:
+            self._begin(order, self._here)
+        if not order.home and self._goal is not None and now - order.received > self.safety.watchdog:
+            self._goal = None
+            self._count(["watchdog"])
+        limits = self._slow if order.home else self._limits
+        self._here, hits = advance(self._here, self._goal, limits, dt, order.received + order.spread - now)
+        self._count(hits)
+        self._robot.send_action({name: moving.value for name, moving in self._here.items()})
+        if order.home:
+            self._check_home(order, self._here, now)
+
+    def _begin(self, order: _Order, here: Mapping[str, Moving]) -> None:
+        self._begun, self._goal = order, order.target
+        if order.target is not None and not order.home:
+            self._goal, hits = clamped(order.target, here, self._limits)
+            self._count(hits)
+
+    def _check_home(self, order: _Order, here: Mapping[str, Moving], now: float) -> None:
+        assert order.target is not None
+        target, values = order.target, self._observed
+        set_ = all(_distance(name, here[name].value, target[name]) < REACHED for name in target)
+        if set_ and all(_distance(name, values[name], target[name]) < NEAR[name.rsplit("/", 1)[1]] for name in target):
+            self._arrived()
+        elif now - order.received > HOME_TIME:
+            with self._changed:
+                self._end_homing(f"it was not there after {HOME_TIME:.0f} s")
+
+    def _arrived(self) -> None:
+        with self._changed:
+            self._order = HOLD if self._order.home else self._order
+            self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        text = f"The robot's driver failed: {error or type(error).__name__}"
+        with self._changed:
+            self._failure = text
+        self.stop(text)
+
+    def _count(self, names: Iterable[str]) -> None:
+        with self._changed:
+            self._limited.update(names)
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        if now - self._window > WINDOW:
+            self._window = now
+            self._timing = self._rate.timing()
+            self._rate.start()
+
+
+def _distance(name: str, a: Array, b: Array) -> float:
+    if name.endswith("/rotation"):
+        return float(np.linalg.norm(rotation_vector(matrix_of_vector(a) @ matrix_of_vector(b).T)))
+    return float(np.linalg.norm(a - b))
