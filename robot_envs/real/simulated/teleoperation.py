@@ -50,20 +50,16 @@ class SimulatedTeleoperator:
         return self._arms
 
     def connect(self) -> None:
-        """Find the simulation.
-
-        :raises RobotError: If it does not answer, or is one of another task
-        """
-        state = self._room.ask("state")
-        if state["task"] != self._task:
-            raise RobotError(f"This leader demonstrates {self._task!r}, but the simulation is {state['task']!r}")
+        """Do nothing: the simulation is asked for when the person looks, as it may begin only with the first episode."""
 
     def get_observation(self) -> Values:
         """Return where the person holds the leaders now, as a command to the arms.
 
-        :raises RobotError: If the simulation does not answer
+        :raises RobotError: If the simulation does not answer, or is one of another task
         """
         state = self._room.ask("state")
+        if state["task"] != self._task:
+            raise RobotError(f"This leader demonstrates {self._task!r}, but the simulation is {state['task']!r}")
         if state["scene"] != self._scene:
             self._begin(state)
         for hand in self._hands.values():

@@ -105,7 +105,7 @@ def test_people_miss_and_try_again(connected):
 def test_a_leader_is_told_what_is_wrong(connected):
     robot = connected()
     with pytest.raises(RobotError, match="simulation is 'orange'"):
-        leader_of(robot, "tray")
+        leader_of(robot, "tray").get_observation()
     with pytest.raises(ValueError, match="'miss'"):
         simulated.teleoperator(operators={"okay": {"share": 1, "speed": 1, "tremor": 0, "pause": 0, "offset": 0}})
     with pytest.raises(ValueError, match="like tcp://127"):
@@ -113,7 +113,7 @@ def test_a_leader_is_told_what_is_wrong(connected):
     address = robot.simulation.address
     robot.disconnect()
     with pytest.raises(RobotError, match="does not answer"):
-        simulated.teleoperator(address=address).connect()
+        simulated.teleoperator(address=address).get_observation()
 
 
 # The supervisor
