@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from zprl_sb3.robot_envs import import_simulator
 from zprl_sb3.robot_envs.real.robots import Values
-from zprl_sb3.robot_envs.rotations import matrix_of_vector, rotation_vector
+from zprl_sb3.robot_envs.rotations import matrix_of_vector, quaternion_of, rotation_vector
 
 Array = NDArray[np.float64]
 
@@ -25,6 +25,7 @@ OPEN = 0.045
 """How far each finger is from the middle when the gripper is open, in metres."""
 DAMPING = 0.03
 """Of the least squares: small enough not to be felt away from singular poses, where joints would race without it."""
+DAMPED = DAMPING**2 * np.eye(6)
 
 
 class SimulatedArm:
@@ -51,7 +52,7 @@ class SimulatedArm:
         self._base = model.body(f"{name}/base").pos.copy()
         self._target: tuple[Array, Array] | Array = np.array(HOME)
         self._gripper, self._speed = 1.0, JOINT_SPEED
-        self._jacobian = np.zeros((6, model.nv))
+        self._jacobian, self._error, self._turned = np.zeros((6, model.nv)), np.zeros(6), np.zeros(4)
 
     def place(self) -> None:
         """Set it to where episodes begin, at once and at rest."""
@@ -80,7 +81,7 @@ class SimulatedArm:
             self._target = np.array(action[f"{self.name}/joints"], dtype=np.float64)
         else:
             position = np.array(action[f"{self.name}/position"], dtype=np.float64) + self._base
-            self._target = position, matrix_of_vector(action[f"{self.name}/rotation"])
+            self._target = position, np.roll(quaternion_of(matrix_of_vector(action[f"{self.name}/rotation"])), 1)
         self._gripper = float(action[f"{self.name}/gripper"][0])
 
     def hold(self) -> None:
@@ -119,10 +120,13 @@ class SimulatedArm:
     def _joint_change(self) -> Array:
         if not isinstance(self._target, tuple):
             return self._target - self._commanded
-        position, rotation = self._target
-        now = self._plan.site_xmat[self._tool].reshape(3, 3)
-        error = np.append(position - self._plan.site_xpos[self._tool], rotation_vector(rotation @ now.T))
+        position, rotation = self._target  # w, x, y, z, as MuJoCo has it
+        now = self._plan.site_xmat[self._tool]
+        self._error[:3] = position - self._plan.site_xpos[self._tool]
+        self._mujoco.mju_mat2Quat(self._turned, now)
+        self._mujoco.mju_subQuat(self._error[3:], rotation, self._turned)
+        self._error[3:] = now.reshape(3, 3) @ self._error[3:]
         self._mujoco.mj_jacSite(self._model, self._plan, self._jacobian[:3], self._jacobian[3:], self._tool)
         jacobian = self._jacobian[:, self._velocities]
-        change: Array = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + DAMPING**2 * np.eye(6), error)
+        change: Array = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + DAMPED, self._error)
         return change

@@ -10,6 +10,7 @@ import numpy as np
 
 from zprl_sb3.robot_envs import import_simulator
 from zprl_sb3.robot_envs.real.robots import Values
+from zprl_sb3.robot_envs.rendering import prepare_rendering
 from zprl_sb3.robot_envs.rotations import rotation_vector
 
 MODELS = Path(__file__).parent / "models"
@@ -107,6 +108,7 @@ def load(task: str) -> tuple[Any, Any, Scene]:
     """
     if task not in SCENES:
         raise ValueError(f"There is no simulated task {task!r}; there are {', '.join(SCENES)}")
+    prepare_rendering()
     mujoco = import_simulator("mujoco")
     model = mujoco.MjModel.from_xml_path(str(MODELS / f"{task}.xml"))
     data = mujoco.MjData(model)

@@ -21,8 +21,8 @@ class World:
     """
 
     def __init__(self, task: str) -> None:
-        self._mujoco = import_simulator("mujoco")
         self.model, self.data, self.scene = load(task)
+        self._mujoco = import_simulator("mujoco")
         self._plan = self._mujoco.MjData(self.model)
         self.arms = {name: SimulatedArm(self.model, self.data, self._plan, name) for name in self.scene.arms}
         self._rng = np.random.default_rng()
