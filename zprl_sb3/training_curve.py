@@ -15,7 +15,7 @@ WINDOW = 20  # training episodes that one row of the curve sums up
 
 
 class TrainingCurveCallback(BaseCallback):
-    """Write a row for each training episode, and for every 20 of them one as evaluations write it.
+    """Write a row for each training episode, and for every 20 of them (and the last ones) one as evaluations write it.
 
     Where there is one environment only, a robot, nothing else says how it does: these episodes explore. Episodes that a
     person has aborted do not count. Both files go on where a resumed run does; TensorBoard gets the same under
@@ -45,6 +45,10 @@ class TrainingCurveCallback(BaseCallback):
                 self._note(info)
         return True
 
+    def _on_training_end(self) -> None:
+        if len(self.rows) % WINDOW:
+            self._sum_up()
+
     def _note(self, info: dict[str, Any]) -> None:
         timing: dict[str, float] = info.get("timing", {})
         row = {
@@ -63,14 +67,14 @@ class TrainingCurveCallback(BaseCallback):
             self._sum_up()
 
     def _sum_up(self) -> None:
-        windows = [self.rows[end - WINDOW : end] for end in range(WINDOW, len(self.rows) + 1, WINDOW)]
+        windows = [self.rows[start : start + WINDOW] for start in range(0, len(self.rows), WINDOW)]
         curve = [summary(window) for window in windows]
         write_rows(self.curve, curve)
         for name, value in curve[-1].items():
             self.logger.record(f"eval/{name}", value)
         self.logger.dump(self.model.num_timesteps)
-        last = curve[-1]
-        print(f"{last['env_steps']:>8.0f} env steps: success {last['success_rate']:.2f} in the last {WINDOW} episodes")
+        count, rate = len(windows[-1]), curve[-1]["success_rate"]
+        print(f"{self._env_steps:>8} env steps: success {rate:.2f} in the last {count} episodes")
 
 
 def summary(episodes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import atexit
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import numpy as np
 from zprl_sb3.robot_envs.real.motion import Array, Moving
 from zprl_sb3.robot_envs.real.rate import Rate, Timing
 from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Stopped, Values
-from zprl_sb3.robot_envs.real.safety import Safety, check_limits, checked
+from zprl_sb3.robot_envs.real.safety import RATE, WATCHDOG, Limits, check_limits, checked, described
 from zprl_sb3.robot_envs.real.set_points import advance, clamped, left_range, start
 from zprl_sb3.robot_envs.rotations import matrix_of_vector, rotation_vector
 
@@ -59,17 +59,33 @@ class Guard:
     """A robot that keeps limits; itself a :class:`~zprl_sb3.robot_envs.real.robots.Robot`, callable from any thread.
 
     :param robot: The driver. From :meth:`connect` on only this object's thread calls it
-    :param safety: Limits, rate, watchdog and home
+    :param limits: Of each arm
+    :param rate: Set points per second
+    :param watchdog: Seconds without a command after which the robot brakes and holds
+    :param home: Where :meth:`home` goes, as a command has it, within the limits. None: the driver's own ``home()``,
+        which neither keeps these limits nor ends when the robot is stopped
     :raises ValueError: If limits or home do not fit the robot
     """
 
-    def __init__(self, robot: Robot, safety: Safety) -> None:
-        check_limits(robot.arms, safety.limits)
-        self._robot, self.safety = robot, safety
-        self._limits = dict(safety.limits)
-        self._slow = {name: limit.slower(HOME_SPEED) for name, limit in safety.limits.items()}
-        self._home = None if safety.home is None else self._checked_home(safety.home)
-        self._rate = Rate(safety.rate, time.monotonic)
+    def __init__(
+        self,
+        robot: Robot,
+        limits: Mapping[str, Limits],
+        *,
+        rate: float = RATE,
+        watchdog: float = WATCHDOG,
+        home: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        check_limits(robot.arms, limits)
+        if not 0 < watchdog < np.inf:
+            raise ValueError(f"The watchdog must be above 0 s, not {watchdog}")
+        self._robot, self._limits = robot, dict(limits)
+        self._slow = {name: limit.slower(HOME_SPEED) for name, limit in limits.items()}
+        self._home = None if home is None else self._checked_home(home)
+        self._rate = Rate(rate, time.monotonic)
+        self.watchdog = watchdog
+        self.enforced = described(limits, rate, watchdog, home)
+        """Limits, rate, watchdog and home, by name."""
         self._timing: Timing | None = None
         self._window = 0.0
         self._changed = threading.Condition()
@@ -103,6 +119,11 @@ class Guard:
     def homing(self) -> bool:
         """Whether it is on the way home."""
         return self._order.home
+
+    @property
+    def home_failure(self) -> str:
+        """Why it did not get home the last time; empty if it did."""
+        return self._homing_failed
 
     @property
     def limited(self) -> Mapping[str, int]:
@@ -157,7 +178,8 @@ class Guard:
             if self._failure is not None or self._latest is None:
                 raise RobotError(self._failure or "The robot has told nothing yet")
             values, when = self._latest
-        if (age := time.monotonic() - when) > STALE:
+        brought = self._order.home and self._home is None  # by the driver, which tells nothing meanwhile
+        if (age := time.monotonic() - when) > STALE and not brought:
             raise RobotError(f"The robot has told nothing for {age:.1f} s: its driver hangs")
         return {name: value.copy() for name, value in values.items()}
 
@@ -209,7 +231,7 @@ class Guard:
             if self._reason is not None:
                 raise Stopped(self._reason)
             if self._homing_failed:
-                raise RobotError(f"The robot did not get home: {self._homing_failed}")
+                raise RobotError(self._homing_failed)
 
     def stop(self, reason: str) -> None:
         """Stop at once, until :meth:`clear`: within a period the driver holds.
@@ -236,11 +258,11 @@ class Guard:
 
     def _end_homing(self, failure: str) -> None:
         if self._order.home:
-            self._homing_failed = failure
+            self._homing_failed = f"The robot did not get home: {failure}"
         self._order = HOLD
         self._changed.notify_all()
 
-    def _checked_home(self, home: Mapping[str, Iterable[float]]) -> Values:
+    def _checked_home(self, home: Mapping[str, Sequence[float]]) -> Values:
         try:
             target = checked({name: np.array(value) for name, value in home.items()}, self.arms)
         except RobotError as error:
@@ -333,7 +355,7 @@ class Guard:
             self._here, self._begun = start(self._observed, self.arms), HOLD
         if order is not self._begun:
             self._begin(order, self._here)
-        if not order.home and self._goal is not None and now - order.received > self.safety.watchdog:
+        if not order.home and self._goal is not None and now - order.received > self.watchdog:
             self._goal = None
             self._count(["watchdog"])
         limits = self._slow if order.home else self._limits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -14,6 +14,7 @@ from zprl_sb3.robot_envs.real.robots import Arm, RobotError, Values
 Array = NDArray[np.float64]
 Numbers = tuple[float, ...]
 
+RATE, WATCHDOG = 100.0, 0.5  # set points per second; seconds without a command
 LARGEST_TURN = 4 * np.pi  # of a rotation vector; what is longer was never one
 # What an arm needs, by its control.
 NEEDED = {
@@ -64,10 +65,11 @@ class Limits:
     gripper_speed: float = 2.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.cone, Mapping):
-            if set(self.cone) != {"axis", "angle"}:
-                raise ValueError(f"A cone has an axis and an angle, not {sorted(self.cone)}")
-            object.__setattr__(self, "cone", (self.cone["axis"], self.cone["angle"]))
+        cone: Any = self.cone
+        if isinstance(cone, Mapping):
+            if set(cone) != {"axis", "angle"}:
+                raise ValueError(f"A cone has an axis and an angle, not {sorted(cone)}")
+            object.__setattr__(self, "cone", (cone["axis"], cone["angle"]))
         for field in fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name), field.name))
         for name in ("speed", "acceleration", "step", "gripper_speed"):
@@ -109,57 +111,20 @@ class Limits:
         return Limits(**(asdict(self) | slow))
 
 
-@dataclass(frozen=True)
-class Safety:
-    """What a :class:`~zprl_sb3.robot_envs.real.guard.Guard` enforces. Where home is within the limits is its matter.
+def described(
+    limits: Mapping[str, Limits],
+    rate: float = RATE,
+    watchdog: float = WATCHDOG,
+    home: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """Return by name, flat and in plain types, what a :class:`~zprl_sb3.robot_envs.real.guard.Guard` enforces.
 
-    :param limits: Of each arm
-    :param watchdog: Seconds without a command after which the robot brakes and holds
-    :param rate: Set points per second
-    :param home: Where the arms go for a new episode, as a command has it. None: the driver's own ``home()``, which
-        neither keeps these limits nor ends when the robot is stopped
-    :raises ValueError: For a watchdog or a rate that is not above 0
+    The arguments are the guard's. Two computers compare what they return.
     """
-
-    limits: Mapping[str, Limits]
-    watchdog: float = 0.5
-    rate: float = 100.0
-    home: Mapping[str, Numbers] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("watchdog", "rate"):
-            object.__setattr__(self, name, value := _plain(getattr(self, name), name))
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-
-    def described(self) -> dict[str, Any]:
-        """Return all of it by name, flat, to compare it with another computer's."""
-        flat: dict[str, Any] = {"watchdog": self.watchdog, "rate": self.rate}
-        for arm, limits in self.limits.items():
-            flat |= {f"{arm}.{name}": value for name, value in asdict(limits).items()}
-        return flat | {f"home.{name}": tuple(value) for name, value in (self.home or {}).items()}
-
-
-def read_limits(table: Mapping[str, Any], arms: Mapping[str, Arm]) -> Safety:
-    """Return what a task's file says under ``limits``: a table for each arm, ``watchdog`` and ``rate``.
-
-    An arm's table holds the arguments of :class:`Limits` and, perhaps, ``home``: ``position``, ``rotation``, ...
-
-    :raises ValueError: With the names of arm and key
-    """
-    limits, home = {}, {}
-    for arm in arms:
-        entries = dict(table.get(arm) or {})
-        home |= {f"{arm}/{part}": _plain(value, "home") for part, value in (entries.pop("home", None) or {}).items()}
-        known = [field.name for field in fields(Limits)]
-        if unknown := sorted(entries.keys() - known):
-            raise ValueError(f"{arm}: unknown limit {', '.join(unknown)}; known are home, {', '.join(known)}")
-        try:
-            limits[arm] = Limits(**entries)
-        except ValueError as error:
-            raise ValueError(f"{arm}: {error}") from error
-    check_limits(arms, limits)
-    return Safety(limits, home=home or None, **{key: table[key] for key in ("watchdog", "rate") if key in table})
+    flat: dict[str, Any] = {"rate": rate, "watchdog": watchdog}
+    for arm, each in limits.items():
+        flat |= {f"{arm}.{name}": value for name, value in asdict(each).items()}
+    return flat | {f"{name} at home": [float(each) for each in value] for name, value in (home or {}).items()}
 
 
 def check_limits(arms: Mapping[str, Arm], limits: Mapping[str, Limits]) -> None:

@@ -18,7 +18,7 @@ from arms import ONE_ARM, KinematicRobot
 
 from zprl_sb3.robot_envs.real.guard import Guard
 from zprl_sb3.robot_envs.real.robots import Robot, RobotError, Stopped, Values
-from zprl_sb3.robot_envs.real.safety import Limits, Safety
+from zprl_sb3.robot_envs.real.safety import Limits
 
 HOME: dict[str, tuple[float, ...]] = {
     "arm/position": (0.3, 0.0, 0.2),
@@ -32,7 +32,10 @@ LIMITS = Limits(
     rotation_speed=2.0,
     rotation_acceleration=8.0,
 )
-SAFETY = Safety({"arm": LIMITS}, watchdog=0.3, home=HOME)
+
+
+def guarded(robot: Robot, limits: Limits = LIMITS, home: Any = HOME) -> Guard:
+    return Guard(robot, {"arm": limits}, watchdog=0.3, home=home)
 
 
 def command(x: float, y: float = 0.0, z: float = 0.2) -> Values:
@@ -77,7 +80,7 @@ def robot() -> TimedRobot:
 
 @pytest.fixture
 def guard(robot: TimedRobot) -> Iterator[Guard]:
-    guard = Guard(robot, SAFETY)
+    guard = guarded(robot)
     guard.connect()
     yield guard
     guard.disconnect()
@@ -197,7 +200,7 @@ def test_a_drivers_error_stops_and_is_told_with_its_reason(guard: Guard, robot: 
 
 def test_connecting_fails_with_the_drivers_error_and_leaves_no_thread(robot: TimedRobot) -> None:
     robot.broken = True
-    guard = Guard(robot, SAFETY)
+    guard = guarded(robot)
     with pytest.raises(RobotError, match="The robot does not answer"):
         guard.connect()
     assert not [thread for thread in threading.enumerate() if thread.name == "zprl-guard"]
@@ -255,7 +258,7 @@ def test_the_way_home_ends_with_a_stop_or_a_hold(guard: Guard) -> None:
 
 
 def test_without_a_home_of_the_task_the_driver_brings_it_there(robot: TimedRobot) -> None:
-    guard = Guard(robot, replace(SAFETY, home=None))
+    guard = guarded(robot, home=None)
     guard.connect()
     guard.home()
     assert robot.homes == 1
@@ -264,14 +267,14 @@ def test_without_a_home_of_the_task_the_driver_brings_it_there(robot: TimedRobot
 
 def test_a_home_outside_the_limits_is_refused(robot: TimedRobot) -> None:
     with pytest.raises(ValueError, match="Home is outside the limits: arm/workspace"):
-        Guard(robot, replace(SAFETY, home=HOME | {"arm/position": (0.3, 0.0, 0.9)}))
+        guarded(robot, home=HOME | {"arm/position": (0.3, 0.0, 0.9)})
     with pytest.raises(ValueError, match=r"Home is no place for this robot: .*lacks"):
-        Guard(robot, replace(SAFETY, home={"arm/position": (0.3, 0.0, 0.2)}))
+        guarded(robot, home={"arm/position": (0.3, 0.0, 0.2)})
 
 
 def test_joints_that_leave_their_range_stop_the_robot_once(robot: TimedRobot) -> None:
     robot._target["arm/joints"] = robot._now["arm/joints"] = np.full(6, 1.2)
-    guard = Guard(robot, Safety({"arm": replace(LIMITS, joint_low=(-1.0,) * 6, joint_high=(1.0,) * 6)}))
+    guard = guarded(robot, replace(LIMITS, joint_low=(-1.0,) * 6, joint_high=(1.0,) * 6))
     guard.connect()
     assert "arm/joints [1.2" in (guard.stopped or "")
     guard.clear()  # by a person, who moves it back
@@ -280,7 +283,7 @@ def test_joints_that_leave_their_range_stop_the_robot_once(robot: TimedRobot) ->
 
 
 def test_disconnecting_brakes_and_holds(robot: TimedRobot) -> None:
-    guard = Guard(robot, SAFETY)
+    guard = guarded(robot)
     guard.connect()
     feed(guard, 0.55, 0.4)
     guard.disconnect()
@@ -305,7 +308,7 @@ def test_a_program_that_is_ended_holds(number: signal.Signals, tmp_path: Path, r
 import signal, sys, time
 sys.path.insert(0, {str(repository / "tests/shared")!r})
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_guard import SAFETY, KinematicRobot, Guard, command
+from test_guard import KinematicRobot, command, guarded
 class Told(KinematicRobot):
     def hold(self):
         print("holds", flush=True)
@@ -315,7 +318,7 @@ class Told(KinematicRobot):
         super().disconnect()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-guard = Guard(Told(), SAFETY)
+guard = guarded(Told())
 guard.connect()
 guard.send_action(command(0.5))
 print("moves", flush=True)

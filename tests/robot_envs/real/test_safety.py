@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zprl_sb3.robot_envs.real.robots import Arm, RobotError, Values
-from zprl_sb3.robot_envs.real.safety import Limits, check_limits, checked, read_limits
+from zprl_sb3.robot_envs.real.safety import Limits, check_limits, checked, described
 from zprl_sb3.robot_envs.real.set_points import LATE, advance, clamped, left_range, start
 from zprl_sb3.robot_envs.rotations import matrix_of_vector, rotation_vector
 
@@ -72,20 +72,13 @@ def test_limits_that_are_missing_or_do_not_fit_are_named() -> None:
     check_limits({"arm": Arm("joints", 2)}, {"arm": Limits(**JOINTS)})
 
 
-def test_a_tasks_table_is_read_strictly() -> None:
-    home = {"position": [0.3, 0, 0.2], "rotation": [np.pi, 0, 0], "gripper": [1]}
-    safety = read_limits({"arm": POSE | {"cone": DOWN, "home": home}, "watchdog": 1, "rate": 50}, ONE_ARM)
-    assert safety.limits["arm"].workspace == ((0.2, -0.3, 0.0), (0.6, 0.3, 0.4))
-    assert safety.limits["arm"].cone == ((0.0, 0.0, -1.0), 0.5)
-    assert (safety.watchdog, safety.rate) == (1.0, 50.0)
-    assert safety.home == {"arm/position": (0.3, 0.0, 0.2), "arm/rotation": (np.pi, 0.0, 0.0), "arm/gripper": (1.0,)}
-    assert safety.described()["arm.speed"] == 0.5
-    with pytest.raises(ValueError, match="arm: unknown limit sped; known are home, workspace, speed"):
-        read_limits({"arm": POSE | {"sped": 1}}, ONE_ARM)
-    with pytest.raises(ValueError, match="right: speed must be above 0"):
-        read_limits({"left": POSE, "right": POSE | {"speed": 0}}, TWO_ARMS)
-    with pytest.raises(ValueError, match="watchdog must be above 0"):
-        read_limits({"arm": POSE, "watchdog": 0}, ONE_ARM)
+def test_what_is_enforced_is_described_by_name() -> None:
+    home = {"arm/position": (0.3, 0, 0.2)}
+    flat = described({"arm": Limits(**POSE, cone=DOWN)}, 50.0, 1.0, home)  # type: ignore[arg-type]
+    assert (flat["rate"], flat["watchdog"], flat["arm.speed"]) == (50.0, 1.0, 0.5)
+    assert flat["arm.workspace"] == ((0.2, -0.3, 0.0), (0.6, 0.3, 0.4))
+    assert flat["arm.cone"] == ((0.0, 0.0, -1.0), 0.5)
+    assert flat["arm/position at home"] == [0.3, 0.0, 0.2]
 
 
 @pytest.mark.parametrize(

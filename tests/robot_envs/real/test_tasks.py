@@ -140,7 +140,6 @@ def test_robot_leader_and_person_are_made_of_the_file(write_task: Callable[..., 
     station = make_station(task)
     assert isinstance(station.robot, Guard)
     assert station.robot.watchdog == 0.5
-    assert station.robot.limits["arm"].speed == 2.0
     assert set(station.cameras) == {"front"}
     assert isinstance(make_supervisor(task), ScriptedPerson)
     assert isinstance(make_teleoperator(task), Leader)

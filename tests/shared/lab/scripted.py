@@ -13,16 +13,16 @@ def supervisor(
     """Make one.
 
     :param success: Env step of the success
-    :param every: In every so-manieth episode
+    :param every: Only in every so many episodes
     :param quit_after: Episodes after which there is enough
     :param abort: Env step in which the second episode is aborted
     """
     script: list[dict[int, Signal]] = []
     for episode in range(1000):
         said = {success: Signal.SUCCESS} if success and episode % every == 0 else {}
-        if quit_after and episode + 1 == quit_after:
-            said |= {1: Signal.QUIT}
         if abort and episode == 1:
             said = {abort: Signal.ABORT}
+        if quit_after and episode + 1 == quit_after:
+            said = said | {1: Signal.QUIT}
         script.append(said)
     return ScriptedPerson(script)
