@@ -50,7 +50,7 @@ class SimulatedTeleoperator:
         return self._arms
 
     def connect(self) -> None:
-        """Do nothing: the simulation is asked for when the person looks, as it may begin only with the first episode."""
+        """Do nothing: the simulation, which may begin only with the first episode, is asked when the person looks."""
 
     def get_observation(self) -> Values:
         """Return where the person holds the leaders now, as a command to the arms.
