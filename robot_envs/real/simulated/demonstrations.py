@@ -28,8 +28,8 @@ PATIENCE = 1.0
 """Seconds after which the person goes on anyhow, e.g. because the arm is blocked."""
 SMOOTH = 0.12
 """Time constant of a hand's acceleration, in seconds."""
-TREMBLE = 0.3
-"""Time constant of its tremor."""
+TREMBLE, TURN = 0.3, 1.0
+"""Time constants of its tremor and of its turning."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Operator(Graded):
 
     :param quality: ``"better"``, ``"okay"`` or ``"worse"``
     :param speed: Of the hand, in m/s
-    :param tremor: Standard deviation of the hand's slow tremor, in metres
+    :param tremor: Standard deviation of the hand's tremor, in metres
+    :param turn: Standard deviation of the hand's slow turning about each axis, in radians. Without any, a policy learns
+        from a hand that is never turned, and does not know what to do once its own is
     :param pause: Pauses per second, each of half a second
     :param offset: Standard deviation of the error with which a place is judged, in metres, drawn for each attempt
     :param miss: Probability that an attempt begins with a miss, 2 to 4 cm beside it
@@ -46,6 +48,7 @@ class Operator(Graded):
 
     speed: float
     tremor: float
+    turn: float
     pause: float
     offset: float
     miss: float
@@ -64,22 +67,21 @@ class Hand:
         self.operator, self._name, self._rng = operator, name, rng
         self._state, self._step = state, 0.0
         self._position, self._yaw, self._gripper = self.value(f"{name}/position"), 0.0, 1.0
-        self._velocity, self._tremor, self._rest = np.zeros(3), np.zeros(3), 0.0
+        self._velocity, self._tremor, self._turned, self._rest = np.zeros(3), np.zeros(3), np.zeros(3), 0.0
 
     def see(self, state: Mapping[str, Any]) -> None:
         """Look: at how it stands now."""
         # Rounded: the same demonstration again, at another time, is the same to the last bit.
         self._step = round(min(max(state["time"] - self._state["time"], 0.0), 0.2), 6)
         self._state = state
-        fade = np.exp(-self._step / TREMBLE)
-        noise = self._rng.normal(0.0, self.operator.tremor, 3) * np.sqrt(1.0 - fade**2)
-        self._tremor = fade * self._tremor + noise
+        self._tremor = self._wander(self._tremor, self.operator.tremor, TREMBLE)
+        self._turned = self._wander(self._turned, self.operator.turn, TURN)
 
     def held(self) -> Values:
         """Return where the leader is held: position, rotation and gripper."""
         return {
             "position": self._position + self._tremor,
-            "rotation": rotation_vector(matrix_of_vector([0.0, 0.0, self._yaw]) @ DOWN),
+            "rotation": rotation_vector(matrix_of_vector(self._turned + [0.0, 0.0, self._yaw]) @ DOWN),
             "gripper": np.array([self._gripper]),
         }
 
@@ -107,12 +109,17 @@ class Hand:
                 return
             yield
 
-    def grip(self, opening: float, seconds: float = 0.5) -> Moves:
+    def grip(self, opening: float, seconds: float = 0.35) -> Moves:
         """Open or close the gripper, and wait."""
         self._gripper = opening
         while seconds > 0.0:
             yield
             seconds -= self._step
+
+    def _wander(self, value: Array, spread: float, seconds: float) -> Array:
+        fade = np.exp(-self._step / seconds)
+        wandered: Array = fade * value + self._rng.normal(0.0, spread, 3) * np.sqrt(1.0 - fade**2)
+        return wandered
 
     def _move(self, goal: Array, yaw: float, speed: float) -> None:
         if self._rest > 0.0:

@@ -15,7 +15,7 @@ from zprl_sb3.robot_envs.real.simulated.demonstrations import PLANS, Hand, Opera
 from zprl_sb3.robot_envs.real.simulated.scenes import SCENES
 
 PERFECT = {
-    "better": {"share": 1, "speed": 0.25, "tremor": 0, "pause": 0, "offset": 0, "miss": 0},
+    "better": {"share": 1, "speed": 0.25, "tremor": 0, "turn": 0, "pause": 0, "offset": 0, "miss": 0},
 }
 
 

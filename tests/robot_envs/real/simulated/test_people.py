@@ -14,8 +14,16 @@ from zprl_sb3.robot_envs.real.robots import Robot, RobotError, Signal, Status
 from zprl_sb3.robot_envs.real.simulated.channel import LONGEST, Room
 
 MIXED = {
-    "better": {"share": 1, "speed": [0.2, 0.3], "tremor": 0.001, "pause": 0, "offset": 0.002, "miss": 0},
-    "worse": {"share": 1, "speed": [0.12, 0.2], "tremor": 0.004, "pause": 0.4, "offset": 0.01, "miss": 0.5},
+    "better": {"share": 1, "speed": [0.2, 0.3], "tremor": 0.001, "turn": 0.05, "pause": 0, "offset": 0.002, "miss": 0},
+    "worse": {
+        "share": 1,
+        "speed": [0.12, 0.2],
+        "tremor": 0.004,
+        "turn": 0.1,
+        "pause": 0.4,
+        "offset": 0.01,
+        "miss": 0.5,
+    },
 }
 LIMIT = {"orange": 450, "tray": 400}
 
@@ -107,7 +115,9 @@ def test_a_leader_is_told_what_is_wrong(connected):
     with pytest.raises(RobotError, match="simulation is 'orange'"):
         leader_of(robot, "tray").get_observation()
     with pytest.raises(ValueError, match="'miss'"):
-        simulated.teleoperator(operators={"okay": {"share": 1, "speed": 1, "tremor": 0, "pause": 0, "offset": 0}})
+        simulated.teleoperator(
+            operators={"okay": {"share": 1, "speed": 1, "tremor": 0, "turn": 0, "pause": 0, "offset": 0}}
+        )
     with pytest.raises(ValueError, match="like tcp://127"):
         simulated.teleoperator(address="5570")
     address = robot.simulation.address
