@@ -81,7 +81,7 @@ class Hand:
         """Return where the leader is held: position, rotation and gripper."""
         return {
             "position": self._position + self._tremor,
-            "rotation": rotation_vector(matrix_of_vector(self._turned + [0.0, 0.0, self._yaw]) @ DOWN),
+            "rotation": rotation_vector(matrix_of_vector(self._turned + np.array([0.0, 0.0, self._yaw])) @ DOWN),
             "gripper": np.array([self._gripper]),
         }
 
