@@ -17,6 +17,7 @@ PROGRAMS = {
     "quickstart": "the whole way on one task, in minutes: collect, pretrain, train, evaluate, report",
     "collect": "demonstrations from imperfect scripted demonstrators -> HDF5 in robomimic's layout",
     "record": "demonstrations on a real robot, by whoever moves a leader arm -> HDF5 in robomimic's layout",
+    "robot-server": "a robot and its cameras, under limits -> clients on the network that have a key",
     "convert": "robomimic's, Minari's or LeRobot's data sets -> demonstrations for pretrain",
     "pretrain": "demonstrations -> frozen flow policy with a bottleneck",
     "attach": "a frozen policy of any kind and demonstrations -> the same policy with a bottleneck",
@@ -38,7 +39,7 @@ MENDABLE = (ValueError, KeyError, OSError, ImportError, FloatingPointError, Robo
 
 def usage() -> str:
     """Return the text of ``zprl --help``."""
-    lines = [f"  {name:10} {text}" for name, text in PROGRAMS.items()]
+    lines = [f"  {name:12} {text}" for name, text in PROGRAMS.items()]
     head = ["usage: zprl PROGRAM [arguments]", "", "programs (each explains itself with --help):"]
     return "\n".join([*head, *lines, "", "With ZPRL_TRACEBACK=1 in the environment, errors show where they come from."])
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         # Imported only now: collecting needs no torch, and `zprl --help` needs nothing.
-        program = importlib.import_module(f"zprl_sb3.scripts.{name}")
+        program = importlib.import_module(f"zprl_sb3.scripts.{name.replace('-', '_')}")
         return int(program.main(rest))
     except KeyboardInterrupt:
         return INTERRUPTED

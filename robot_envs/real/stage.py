@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class Stage:
         self._eyes = Frames(station.cameras, task.views)
         self._connected = False
         self._latched: str | None = None
+        self._before: Counter[str] = Counter()  # of limits, when the episode began
 
     @property
     def frames(self) -> Images:
@@ -69,6 +71,7 @@ class Stage:
         self._robot.home()
         ready = person.sets_scene(self)
         self._eyes.begin()
+        self._before = self._counts()
         return ready
 
     def recover(self, person: Person, fault: Exception) -> None:
@@ -91,7 +94,11 @@ class Stage:
 
     def look(self) -> Mapping[str, NDArray[np.uint8]]:
         """Return what people should see of the cameras, as far as they answer."""
-        return self._eyes.look() if self._connected else self.frames
+        if not self._connected:
+            return self.frames
+        with suppress(RobotError):
+            self._robot.get_observation()  # so that a robot elsewhere tells whether it was stopped there
+        return self._eyes.look()
 
     def send(self, command: Values) -> None:
         """Tell the robot where to be.
@@ -128,8 +135,11 @@ class Stage:
         self._latched = None
 
     def limited(self) -> dict[str, int]:
-        """Return how often each limit has changed what was commanded, as far as the robot tells."""
-        return dict(getattr(self._robot, "limited", {}))
+        """Return how often each limit was in the way since the scene was set, as far as the robot tells."""
+        return {name: count for name, count in (self._counts() - self._before).items() if count}
+
+    def _counts(self) -> Counter[str]:
+        return Counter(getattr(self._robot, "limited", {}))
 
     def close(self) -> None:
         """Hold, and let go of all."""

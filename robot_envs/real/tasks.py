@@ -129,7 +129,9 @@ def make_station(task: Task) -> Station:
     if task.robot["driver"] == LOCAL:
         return local_station(task)
     make = part("remote", "pyzmq and msgpack", "real").remote_station
-    station: Station = made(task, "robot", make, _arguments(task.robot, "driver"))
+    enforced = part("safety").described(_limits(task), home=task.home, **_loop(task))
+    agreed = {"arms": task.arms, "cameras": tuple(task.views), "enforced": enforced}
+    station: Station = made(task, "robot", make, _arguments(task.robot, "driver") | agreed)
     return station
 
 
@@ -157,12 +159,18 @@ def guarded(task: Task, robot: Robot) -> Robot:
 
     :raises TaskError: If a limit is wrong
     """
-    safety, loop = part("safety"), {key: task.limits[key] for key in LOOP if key in task.limits}
-    limits = {name: made(task, f"limits.{name}", safety.Limits, task.limits[name]) for name in task.arms}
-    guard: Robot = made(
-        task, "limits", part("guard").Guard, {"robot": robot, "limits": limits, "home": task.home} | loop
-    )
+    arguments = {"robot": robot, "limits": _limits(task), "home": task.home} | _loop(task)
+    guard: Robot = made(task, "limits", part("guard").Guard, arguments)
     return guard
+
+
+def _limits(task: Task) -> dict[str, Any]:
+    make = part("safety").Limits
+    return {name: made(task, f"limits.{name}", make, task.limits[name]) for name in task.arms}
+
+
+def _loop(task: Task) -> dict[str, Any]:
+    return {key: task.limits[key] for key in LOOP if key in task.limits}
 
 
 def make_supervisor(task: Task) -> Supervisor:
