@@ -10,13 +10,13 @@ name=$1 demos=$2 chunks=$3 evaluated=$4
 out=runs/real/$name
 task=$out/task.yml
 mkdir -p "$out"
-[ -f "$task" ] || cp "hyperparams/real/simulated_$name.yml" "$task"
+[ -f "$out/keys/robot.key" ] || zprl robot-server --make-keys "$out/keys"
+[ -f "$task" ] || sed "s|driver: remote|&, key: $PWD/$out/keys/robot.key|" "hyperparams/real/simulated_$name.yml" > "$task"
 
 # Who sets the scenes: those of demonstrations, training and evaluation are different ones.
 scenes() { sed -i "s/seed: [0-9]*/seed: $1/" "$task"; }
 
-[ -f ~/.config/zprl/robot.key ] || zprl robot-server --make-keys
-zprl robot-server --task "$task" > "$out/server.log" 2>&1 &
+zprl robot-server --task "$task" --keys "$out/keys" > "$out/server.log" 2>&1 &
 server=$!
 trap 'kill $server; wait $server || true' EXIT
 sleep 10
