@@ -220,9 +220,10 @@ class Simulation:
             }
 
     def reset(self, seed: int) -> None:
-        """Set the scene of a seed, as a person does; in lock-step the arms are at home then too, at once."""
+        """Set the scene of a seed, as a person does; in lock-step, or after it became unstable, all begins anew."""
         with self._lock:
-            (self.world.place if self.lock_step is None else self.world.restart)(seed)
+            anew = self.lock_step is not None or self._broken is not None
+            (self.world.restart if anew else self.world.place)(seed)
             self._seed, self._scenes = seed, self._scenes + 1
             self._waiting: deque[tuple[int, Values]] = deque()
             self._luck = np.random.default_rng([seed, 1])

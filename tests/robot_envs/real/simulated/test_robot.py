@@ -183,6 +183,19 @@ def test_a_second_simulation_of_a_name_and_wrong_arguments_are_refused(connected
             simulated.robot(**({"simulation": "wrong", "channel": 0} | wrong))
 
 
+def test_a_simulation_that_became_unstable_says_so_until_it_begins_anew(connected):
+    robot = connected(lock_step=None, speedup=5.0)
+    with robot.simulation._lock:
+        robot.simulation.world.data.qvel[:] = 1e12
+    with pytest.raises(RobotError, match="became unstable"):
+        while True:
+            robot.get_observation()
+    robot.simulation.reset(1)
+    reached = robot.simulation.time + 0.5
+    while robot.simulation.time < reached:
+        assert np.isfinite(robot.get_observation()["arm/position"]).all()
+
+
 # Faults
 
 
