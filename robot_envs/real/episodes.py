@@ -39,7 +39,7 @@ def convert(journal: Path) -> Path | None:
         journal.unlink()
         return None
     source, facts = recorded.source, {"ending": recorded.ending, **recorded.facts}
-    save_demonstrations(path, [recorded.episode], source.env_id, source.env_kwargs, "", facts)
+    save_demonstrations(path, [recorded.episode], source.env_id, source.env_kwargs, "", facts, in_memory=True)
     journal.unlink()
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from people import ScriptedPerson
 
 from zprl_sb3.robot_envs.real.env import RealRobotEnv
+from zprl_sb3.robot_envs.real.episodes import ending_of, episode_files, read_episode
 from zprl_sb3.robot_envs.real.poses import ActionError
 from zprl_sb3.robot_envs.real.robots import RobotError, Signal, Station
 from zprl_sb3.wrappers import ActionChunk
@@ -312,3 +314,53 @@ def test_its_modules_import_no_torch() -> None:
     code = "import sys, zprl_sb3.robot_envs.real.env; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_every_episode_is_kept(task: Path, tmp_path: Path) -> None:
+    with Table(task, ScriptedPerson([{3: Signal.SUCCESS}, {2: Signal.ABORT}]), episodes=tmp_path / "kept") as table:
+        seen = [table.env.reset()[0]["proprio"]]
+        for _ in range(3):
+            seen.append(table.env.step(ACTION)[0]["proprio"])
+        table.episode()
+        table.env.reset()
+        table.env.step(ACTION)
+    files = episode_files(tmp_path / "kept")
+    assert [ending_of(path) for path in files] == ["success", "aborted", "interrupted"]
+    recorded = read_episode(files[0])
+    np.testing.assert_array_equal(recorded.episode.observations["proprio"], seen[:3])
+    np.testing.assert_array_equal(recorded.episode.next_observations["proprio"], seen[1:])
+    np.testing.assert_allclose(recorded.episode.actions, [ACTION] * 3, rtol=1e-6)
+    assert recorded.episode.rewards.tolist() == [0, 0, 1]
+    assert recorded.facts["timing"]["missed"] >= 0
+    assert recorded.source.env_kwargs == {"task": str(task)}
+
+
+def test_a_full_disk_ends_the_episode_and_is_waited_for(
+    write_task: Callable[..., Path], tmp_path: Path, limit_file_size: Callable[[int], None]
+) -> None:
+    folder = tmp_path / "kept"
+    task = write_task(max_episode_steps=1000)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    with Table(task, episodes=folder) as table:
+        table.env.reset()
+        for _ in range(3):
+            table.env.step(ACTION)
+        holds = table.robot.holds
+        limit_file_size(next(folder.glob("*.journal")).stat().st_size + 100)
+        _, _, _, truncated, info = table.env.step(ACTION)
+        assert (truncated, info["aborted"]) == (True, True)
+        assert "free some space" in info["reason"]
+        assert table.robot.holds == holds + 1
+        show = table.person.show
+
+        def free(status: Any, frames: Any) -> None:
+            show(status, frames)
+            if "Trying again" in status.message:
+                limit_file_size(unlimited)
+
+        table.person.show = free  # type: ignore[method-assign]
+        table.env.reset()
+        assert any("Trying again" in status.message for status in table.person.shown)
+        table.env.step(ACTION)
+    lengths = [len(read_episode(path).episode.actions) for path in episode_files(folder)]
+    assert lengths == [3, 1]

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -173,16 +172,6 @@ def test_only_one_tasks_episodes_are_joined(tmp_path: Path) -> None:
     assert not (tmp_path / "demos.hdf5").exists()
     with pytest.raises(DemonstrationError, match="no episode that ended in timeout"):
         join([tmp_path], tmp_path / "demos.hdf5", ("timeout",))
-
-
-@pytest.fixture
-def limit_file_size() -> Any:
-    """Return what makes every write beyond so many bytes of a file fail, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path, limit_file_size: Callable[[int], None]) -> None:
