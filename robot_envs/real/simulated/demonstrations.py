@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from zprl_sb3.robot_envs.demonstrators import Graded
 from zprl_sb3.robot_envs.real.robots import Values
@@ -97,11 +97,11 @@ class Hand:
             error[:2] += distance * np.array([np.cos(angle), np.sin(angle)])
         return error
 
-    def go(self, goal: ArrayLike, yaw: float = 0.0, slowly: float = 1.0) -> Moves:
+    def go(self, goal: Array, yaw: float = 0.0, slowly: float = 1.0) -> Moves:
         """Move to a place, and wait until the arm has followed."""
         waited = 0.0
         while True:
-            self._move(np.asarray(goal, dtype=np.float64), yaw, self.operator.speed * slowly)
+            self._move(goal, yaw, self.operator.speed * slowly)
             there = np.linalg.norm(self._position - goal) < REACHED / 2.0
             waited += self._step if there else 0.0
             follows = np.linalg.norm(self.value(f"{self._name}/position") - self._position) < REACHED
