@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import ONE_ARM, KinematicRobot, SyntheticCamera
 
+from arms import ONE_ARM, KinematicRobot, SyntheticCamera
 from zprl_sb3.robot_envs.real.guard import Guard
 from zprl_sb3.robot_envs.real.keys import read_server_keys
 from zprl_sb3.robot_envs.real.remote import remote_station

@@ -13,10 +13,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from arms import TWO_ARMS, KinematicRobot, SyntheticCamera, kinematic_station
 from gymnasium.utils.env_checker import check_env
 from people import ScriptedPerson
 
+from arms import TWO_ARMS, KinematicRobot, SyntheticCamera, kinematic_station
 from zprl_sb3.robot_envs.real.env import RealRobotEnv
 from zprl_sb3.robot_envs.real.episodes import ending_of, episode_files, read_episode
 from zprl_sb3.robot_envs.real.poses import ActionError

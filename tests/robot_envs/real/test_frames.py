@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from arms import SyntheticCamera
 
+from arms import SyntheticCamera
 from zprl_sb3.robot_envs.real.frames import Frames, StaleCamera, View, resized
 
 

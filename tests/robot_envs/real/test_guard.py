@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arms import ONE_ARM, KinematicRobot
 
+from arms import ONE_ARM, KinematicRobot
 from zprl_sb3.robot_envs.real.guard import Guard
 from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import Limits

@@ -16,11 +16,11 @@ import numpy as np
 import psutil
 import pytest
 import zmq
-from arms import KinematicRobot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import ENFORCED, Network, client, command, free_port, guarded_station, start_process, until
 
+from arms import KinematicRobot
 from zprl_sb3.robot_envs.real import messages
 from zprl_sb3.robot_envs.real.connection import Connection
 from zprl_sb3.robot_envs.real.keys import ClientKeys, make_keys, read_client_keys, read_server_keys

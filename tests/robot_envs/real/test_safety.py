@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arms import ONE_ARM, TWO_ARMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arms import ONE_ARM, TWO_ARMS
 from zprl_sb3.robot_envs.real.robots import Arm, RobotError, Values
 from zprl_sb3.robot_envs.real.safety import Limits, check_limits, checked, described
 from zprl_sb3.robot_envs.real.set_points import LATE, advance, clamped, left_range, start

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arms import ONE_ARM, TWO_ARMS, KinematicRobot, SyntheticCamera
 from servers import ENFORCED, Network, client, command, free_port, guarded_station, start_process, until
 
+from arms import ONE_ARM, TWO_ARMS, KinematicRobot, SyntheticCamera
 from zprl_sb3.robot_envs.real.connection import Connection
 from zprl_sb3.robot_envs.real.guard import Guard
 from zprl_sb3.robot_envs.real.keys import make_keys, read_client_keys, read_server_keys

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from arms import ONE_ARM, TWO_ARMS, KinematicRobot, SyntheticCamera
 
+from arms import ONE_ARM, TWO_ARMS, KinematicRobot, SyntheticCamera
 from zprl_sb3.robot_envs.real.robots import Values
 
 
