@@ -147,7 +147,9 @@ def default_training(demos: Demonstrations, settings: dict[str, Any] | None = No
     :param settings: With ``training`` and ``seed``; None: those of ``hyperparams/pretrain/attach.yaml``
     """
     settings = settings or compose("attach", ["policy=", "output="])
-    training = loop_settings(by_task(settings["training"], demos.env_id), sum(map(len, demos.actions)))
+    training = loop_settings(
+        by_task(settings["training"], demos.env_id, demos.env_kwargs), sum(map(len, demos.actions))
+    )
     return TrainingConfig(**training, seed=settings["seed"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import hydra
@@ -12,6 +12,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from zprl_sb3.robot_envs.real.tasks import task_settings
 from zprl_sb3.settings import load_settings
 
 CONFIG_MODULE = "zprl_sb3.hyperparams.pretrain"
@@ -67,13 +68,16 @@ def run_program(name: str, program: Callable[[], None], argv: Sequence[str] | No
     return 0
 
 
-def by_task(settings: dict[str, Any], env_id: str) -> dict[str, Any]:
+def by_task(settings: dict[str, Any], env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return settings of model or training with what is null in them as ``hyperparams/tasks.yml`` has it for the task.
+
+    A real robot's task has it in its own file.
 
     :param settings: As in ``hyperparams/pretrain/model/`` or ``hyperparams/pretrain/training/``
     :param env_id: Gymnasium id
+    :param env_kwargs: What the environment is made with
     """
-    task = load_settings("tasks.yml", env_id)
+    task = load_settings("tasks.yml", env_id, own=task_settings(env_id, env_kwargs or {}, "policy"))
     return {key: task.get(key) if value is None else value for key, value in settings.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -80,6 +81,7 @@ def save_demonstrations(
     env_version: str,
     collection: Mapping[str, Any],
     masks: Mapping[str, Sequence[int]] | None = None,
+    in_memory: bool = False,
 ) -> None:
     """Write episodes as one HDF5 file in robomimic's layout; the file is whole or absent.
 
@@ -90,18 +92,23 @@ def save_demonstrations(
     :param env_version: Version of the simulator
     :param collection: Whatever tells how the episodes came about, kept as JSON in the attribute ``collection``
     :param masks: For each name the indices of its episodes; they come before the file's own masks of the same name
+    :param in_memory: Make all of the file before any is written: where the disk is full, HDF5 may end the whole process
     :raises DemonstrationError: If there is no episode
     """
     env_args = {"env_name": env_id, "env_version": env_version, "type": GYM_ENVIRONMENT, "env_kwargs": dict(env_kwargs)}
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        data = file.create_group("data")
-        groups = [_write_episode(data, f"demo_{k}", episode) for k, episode in enumerate(episodes)]
-        if not groups:
-            raise DemonstrationError(f"{path}: there is no episode to write")
-        data.attrs["total"] = sum(int(group.attrs["num_samples"]) for group in groups)
-        data.attrs["env_args"] = json.dumps(env_args)
-        data.attrs["collection"] = json.dumps(dict(collection))
-        _write_masks(file.create_group("mask"), groups, masks or {})
+    with atomic_path(path) as temporary:
+        memory = io.BytesIO()
+        with h5py.File(memory if in_memory else temporary, "w") as file:
+            data = file.create_group("data")
+            groups = [_write_episode(data, f"demo_{k}", episode) for k, episode in enumerate(episodes)]
+            if not groups:
+                raise DemonstrationError(f"{path}: there is no episode to write")
+            data.attrs["total"] = sum(int(group.attrs["num_samples"]) for group in groups)
+            data.attrs["env_args"] = json.dumps(env_args)
+            data.attrs["collection"] = json.dumps(dict(collection))
+            _write_masks(file.create_group("mask"), groups, masks or {})
+        if in_memory:
+            temporary.write_bytes(memory.getbuffer())
 
 
 def extend_demonstrations(path: str | Path, demos: Demonstrations, episodes: Iterable[Episode]) -> None:

@@ -75,6 +75,9 @@ ADROIT_TASKS: dict[str, int] = {"door": 100, "hammer": 100, "pen": 75, "relocate
 """Tasks of the Adroit hand and their limits at registration, in environment steps of two simulator steps each."""
 
 
+REAL_ROBOT = "zprl/RealRobot-v0"
+"""The environment of a real robot, of which there is only one; its argument ``task`` says what it does."""
+
 OF_ANY = ("max_episode_steps", "disable_env_checker")
 """What ``gym.make`` takes for any environment."""
 
@@ -114,6 +117,14 @@ def register_envs() -> None:
                     max_episode_steps=limit,
                     kwargs={"task": task},
                 )
+    if REAL_ROBOT not in registry:
+        # Its time limit is its own: a person is asked for a verdict before the last step returns.
+        register(id=REAL_ROBOT, entry_point="zprl_sb3.robot_envs.real.env:RealRobotEnv", nondeterministic=True)
+
+
+def is_real(env_id: str | None) -> bool:
+    """Tell whether an environment's id is the real robot's, of which there is no second one to evaluate in."""
+    return env_id is not None and env_id.rpartition(":")[2] == REAL_ROBOT
 
 
 def check_kwargs(env_id: str, kwargs: Mapping[str, Any]) -> None:

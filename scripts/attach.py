@@ -42,8 +42,8 @@ def attach(config: dict[str, Any]) -> Path:
     policy, fingerprint = _frozen(base, config["device"])
     demos, config = _demonstrations(policy, config)
     keeps = policy.bottleneck is not None and config["latent_dim"] is None
-    settled = by_task({"latent_dim": config["latent_dim"]}, demos.env_id) | {"adapter": base.adapter}
-    config = config | settled | {"training": by_task(config["training"], demos.env_id)}
+    settled = by_task({"latent_dim": config["latent_dim"]}, demos.env_id, demos.env_kwargs) | {"adapter": base.adapter}
+    config = config | settled | {"training": by_task(config["training"], demos.env_id, demos.env_kwargs)}
     run = config | {"fingerprint": fingerprint, "dataset_sha256": demos.sha256}
     refuse_other_run(output / "pretrain.yml", run, ignore=("policy", "demos", "output", "device", "evaluation"))
     checkpoint = recovered(output / "policy")

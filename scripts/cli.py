@@ -11,10 +11,13 @@ from pathlib import Path
 import gymnasium as gym
 
 from zprl_sb3.interrupts import INTERRUPTED, end_with_parent
+from zprl_sb3.robot_envs.real.robots import RobotError
 
 PROGRAMS = {
     "quickstart": "the whole way on one task, in minutes: collect, pretrain, train, evaluate, report",
     "collect": "demonstrations from imperfect scripted demonstrators -> HDF5 in robomimic's layout",
+    "record": "demonstrations on a real robot, by whoever moves a leader arm -> HDF5 in robomimic's layout",
+    "robot-server": "a robot and its cameras, under limits -> clients on the network that have a key",
     "convert": "robomimic's, Minari's or LeRobot's data sets -> demonstrations for pretrain",
     "pretrain": "demonstrations -> frozen flow policy with a bottleneck",
     "attach": "a frozen policy of any kind and demonstrations -> the same policy with a bottleneck",
@@ -31,12 +34,12 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 TUNABLE = "glibc.malloc.hugetlb"
 
 # What a user can mend. Anything else is a fault of ours and shows its traceback.
-MENDABLE = (ValueError, KeyError, OSError, ImportError, FloatingPointError, gym.error.Error)
+MENDABLE = (ValueError, KeyError, OSError, ImportError, FloatingPointError, RobotError, gym.error.Error)
 
 
 def usage() -> str:
     """Return the text of ``zprl --help``."""
-    lines = [f"  {name:10} {text}" for name, text in PROGRAMS.items()]
+    lines = [f"  {name:12} {text}" for name, text in PROGRAMS.items()]
     head = ["usage: zprl PROGRAM [arguments]", "", "programs (each explains itself with --help):"]
     return "\n".join([*head, *lines, "", "With ZPRL_TRACEBACK=1 in the environment, errors show where they come from."])
 
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         # Imported only now: collecting needs no torch, and `zprl --help` needs nothing.
-        program = importlib.import_module(f"zprl_sb3.scripts.{name}")
+        program = importlib.import_module(f"zprl_sb3.scripts.{name.replace('-', '_')}")
         return int(program.main(rest))
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -18,6 +18,7 @@ from zprl_sb3.evaluation import NoSteering, evaluate, parallel_envs
 from zprl_sb3.files import read_rows, readable, write_json
 from zprl_sb3.learners import RETRAINED, SOE, learner
 from zprl_sb3.policy import SteerablePolicy
+from zprl_sb3.robot_envs import is_real
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import (
     add_device,
@@ -38,11 +39,12 @@ EXAMPLES = """examples:
   zprl evaluate runs/push/zprl-0 --episodes 200         # a steered model, from its run folder
   zprl evaluate runs/push/zprl-0 --noise zero           # the same without flow noise
   zprl evaluate runs/push/zprl-0 --video 4              # and videos of the first 4 episodes
+  zprl evaluate runs/orange/zprl-0 --episodes 20        # on a real robot, with a person beside it
   zprl evaluate runs/push/policy                        # a base policy: through c and through the bottleneck's mean,
                                                         # each with sampled and with zero flow noise
 
-Episode k starts from the layout and the flow noise of seed SEED + k, whatever is evaluated, so results compare
-episode by episode. Training never uses these seeds."""
+In simulation, episode k starts from the layout and the flow noise of seed SEED + k, whatever is evaluated, so results
+compare episode by episode. Training never uses these seeds."""
 
 
 # The base policy and its controls: through the bottleneck's mean or through c, with and without flow noise.
@@ -76,7 +78,7 @@ def evaluate_base(
     videos: Videos | None = None,
     subprocess: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate a base policy in the four ways of :data:`WAYS` and return the results by name.
+    """Evaluate a base policy in the four ways of :data:`WAYS`, a real robot's in the first; return the results by name.
 
     Each is as :func:`evaluate_run` returns it, where there is something to tell.
 
@@ -92,7 +94,8 @@ def evaluate_base(
     policy = load_policy(checkpoint, chunk, device_of(device))
     arguments = make_arguments(checkpoint, env_kwargs or {})
     results: dict[str, dict[str, Any]] = {}
-    for name, (kind, noise) in WAYS.items():
+    # Somebody stands beside a real robot, and steering starts from the first way.
+    for name, (kind, noise) in list(WAYS.items())[: 1 if is_real(policy.env_id) else None]:
         steering = kind(policy, scale=1.0, noise=noise)
         wanted = None if results else videos
         result = _evaluate(NoSteering(), policy, steering, episodes, seed, arguments, wanted, subprocess)
@@ -196,10 +199,12 @@ def _evaluate(
     if videos is not None:
         arguments = arguments | {"render_mode": "rgb_array"}
         layer = partial(EpisodeVideo, folder=videos.folder, seeds=range(seed, seed + videos.count))
+    if is_real(policy.env_id):  # nobody is to set the scene after the last episode
+        arguments = arguments | {"stop_after": episodes}
     env = make_vec_steering(
         policy.env_id,
         steering,
-        parallel_envs(episodes),
+        1 if is_real(policy.env_id) else parallel_envs(episodes),
         env_kwargs=arguments,
         subprocess=subprocess,
         seeded_episodes=True,

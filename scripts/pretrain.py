@@ -16,7 +16,7 @@ import torch as th
 from omegaconf import DictConfig
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
-from zprl_sb3.checkpoint import save_policy
+from zprl_sb3.checkpoint import read_config, save_policy
 from zprl_sb3.files import recovered, write_json
 from zprl_sb3.locks import locked
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, SteerablePolicy, image_keys
@@ -26,6 +26,7 @@ from zprl_sb3.pretrain.loop import TrainingConfig
 from zprl_sb3.pretrain.processes import Processes, local_device, processes
 from zprl_sb3.pretrain.trainer import Trainer
 from zprl_sb3.pretrain.windows import cut_windows, split_episodes
+from zprl_sb3.robot_envs import is_real
 from zprl_sb3.robot_envs.collection import check_version
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import device_of, record_run, refuse_other_run
@@ -46,7 +47,7 @@ def pretrain(config: dict[str, Any], group: Processes | None = None) -> Path:
     demos = load_demonstrations(config["demos"], config["observation"])
     if config["mask"]:
         demos = demos.select(config["mask"])
-    config = config | {part: by_task(config[part], demos.env_id) for part in ("model", "training")}
+    config = config | {part: by_task(config[part], demos.env_id, demos.env_kwargs) for part in ("model", "training")}
     # The hash says which demonstrations these are, wherever they lie.
     run = config | {"dataset_sha256": demos.sha256}
     refuse_other_run(output / "pretrain.yml", run, ignore=("demos", "output", "device", "evaluation"))
@@ -163,6 +164,9 @@ def _program(config: DictConfig) -> None:
     with processes() as group, locked(settings["output"]) if group.first else nullcontext():
         checkpoint = pretrain(settings, group)
     if group.first and settings["evaluation"]["episodes"]:
+        if is_real(read_config(checkpoint)["env_id"]):
+            print(f"A real robot is evaluated with a person beside it: zprl evaluate {checkpoint} --episodes 20")
+            return
         evaluate_checkpoint(checkpoint, **settings["evaluation"], device=settings["device"])
 
 

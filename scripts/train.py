@@ -9,7 +9,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from zprl_sb3.locks import locked
 from zprl_sb3.offline import demonstration_buffer
 from zprl_sb3.policy import SteerablePolicy
 from zprl_sb3.replay import SteeringReplayBuffer
+from zprl_sb3.robot_envs import is_real
+from zprl_sb3.robot_envs.real.tasks import task_settings
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts import cli, soe
 from zprl_sb3.scripts.common import (
@@ -47,12 +49,13 @@ from zprl_sb3.scripts.common import (
 )
 from zprl_sb3.seeds import EVAL_SEED, training_seed
 from zprl_sb3.settings import AUTO, NOT_IDENTITY, check_options, load_settings
+from zprl_sb3.training_curve import TrainingCurveCallback
 from zprl_sb3.training_diagnostics import SteeringDiagnostics
 from zprl_sb3.wrappers import LatentSteering, SteeringSpec, VecSteering, make_vec_steering
 from zprl_sb3.wrappers.spec import Scale
 from zprl_sb3.wrappers.steering import STEERINGS, training_steering
 
-COUNTS = ("n_envs", "n_timesteps", "eval_freq", "eval_episodes", "save_freq")
+COUNTS = {"n_envs": 1, "n_timesteps": 1, "eval_freq": 1, "eval_episodes": 0, "save_freq": 0}  # and the least of each
 EXAMPLES = """examples:
   zprl train --policy runs/push/policy --output runs/push/zprl-0
   zprl train --policy runs/push/policy --output runs/push/zprl-1 --seed 1 --set scale=0.3 algorithm.batch_size=512
@@ -89,6 +92,8 @@ def train(
     policy = run_policy(policy_path, settings, device)
     if policy.env_id is None:
         raise ValueError(f"{policy_path} does not say which environment it is for")
+    if is_real(policy.env_id) and (settings["n_envs"] > 1 or settings["eval_episodes"]):
+        raise ValueError("There is one real robot: it needs n_envs=1 and eval_episodes=0")
     run = {"env_id": policy.env_id, "seed": seed, "policy": policy.fingerprint(), "settings": settings}
     # The λ that was found follows from the settings.
     refuse_other_run(output / "run.yml", run, ignore=["scale", *(f"settings.{name}" for name in NOT_IDENTITY)])
@@ -104,10 +109,11 @@ def _run(policy: SteerablePolicy, policy_path: str | Path, output: Path, run: di
     settings, seed, model_path = run["settings"], run["seed"], output / "model.zip"
     scale = _scale(policy, policy_path, settings, recovered(output / "snapshot"))
     found = {} if scale == settings["scale"] else {"scale": list(scale) if isinstance(scale, tuple) else scale}
-    with (
-        closing(_evaluation(policy, policy_path, scale, settings)) as evaluation,
-        closing(_make_env(policy, policy_path, scale, settings)) as env,
-    ):
+    with ExitStack() as stack:
+        evaluation = _evaluation(policy, policy_path, scale, settings)
+        if evaluation is not None:
+            stack.enter_context(closing(evaluation))
+        env = stack.enter_context(closing(_make_env(policy, policy_path, scale, settings, output)))
         if isinstance(evaluation, BackgroundEvaluation):
             evaluation.wait_ready()
         model, evaluations = _prepare(env, evaluation, output, seed, settings, device)
@@ -133,12 +139,10 @@ def _saved_data(model_path: Path) -> dict[str, Any]:
 
 
 def _check(settings: dict[str, Any]) -> None:
-    counts = {name: settings[name] for name in COUNTS}
-    if settings["chunk"] is not None:  # the checkpoint's own
-        counts["chunk"] = settings["chunk"]
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    counts = COUNTS if settings["chunk"] is None else COUNTS | {"chunk": 1}  # null: the checkpoint's own
+    for name, least in counts.items():
+        if not isinstance(value := settings[name], int) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
     for name, known in (("steering", STEERINGS), ("learner", LEARNERS)):
         if settings[name] not in known:
             raise ValueError(f"{name} is one of {', '.join(known)}, not {settings[name]!r}")
@@ -174,10 +178,13 @@ def _words(scale: Scale) -> str:
     return f"{min(scale):.2g} to {max(scale):.2g}, {sum(scale) / len(scale):.2g} on average,"
 
 
-def _make_env(policy: SteerablePolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]) -> VecSteering:
-    """Return the environments to train in."""
+def _make_env(
+    policy: SteerablePolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any], output: Path
+) -> VecSteering:
+    """Return the environments to train in; a real robot's keeps all episodes in the run's folder."""
     assert policy.env_id is not None
-    kwargs = make_arguments(policy_path, settings["env_kwargs"] | settings["train_env_kwargs"])
+    kept = {"episodes": str(output / "episodes")} if is_real(policy.env_id) else {}
+    kwargs = make_arguments(policy_path, kept | settings["env_kwargs"] | settings["train_env_kwargs"])
     steering = training_steering(settings["steering"], policy, scale, settings["sample_latent"])
     return make_vec_steering(
         policy.env_id, steering, settings["n_envs"], settings["gamma"], kwargs, settings["subprocess"]
@@ -209,7 +216,9 @@ def _make_eval_env_beside(policy_path: str | Path, scale: Scale, settings: dict[
 
 def _evaluation(
     policy: SteerablePolicy, policy_path: str | Path, scale: Scale, settings: dict[str, Any]
-) -> VecSteering | BackgroundEvaluation:
+) -> VecSteering | BackgroundEvaluation | None:
+    if not settings["eval_episodes"]:
+        return None
     if not settings["eval_beside"]:
         return _make_eval_env(policy, policy_path, scale, settings)
     return BackgroundEvaluation(partial(_make_eval_env_beside, policy_path, scale, settings, str(policy.device)))
@@ -217,12 +226,12 @@ def _evaluation(
 
 def _prepare(
     env: VecSteering,
-    eval_env: VecSteering | BackgroundEvaluation,
+    eval_env: VecSteering | BackgroundEvaluation | None,
     output: Path,
     seed: int,
     settings: dict[str, Any],
     device: str,
-) -> tuple[BaseAlgorithm, SteeringEvalCallback]:
+) -> tuple[BaseAlgorithm, BaseCallback]:
     snapshot = recovered(output / "snapshot")
     if snapshot.is_dir():
         with readable(snapshot):
@@ -236,6 +245,8 @@ def _prepare(
         env.seed(training_seed(seed))
     # A resumed run gets log files of its own: SB3 opens them for writing anew.
     model.set_logger(configure(str(output / "logs" / f"from_{model.num_timesteps}"), ["csv", "tensorboard"]))
+    if eval_env is None:
+        return model, TrainingCurveCallback(output / "evaluations.csv", output / "episodes.csv")
     return model, SteeringEvalCallback(
         eval_env, output / "evaluations.csv", settings["eval_freq"], settings["eval_episodes"], seed=EVAL_SEED
     )
@@ -354,9 +365,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``zprl train``."""
     args = parser().parse_args(argv)
     config = read_config(args.policy)
-    observation = config.get("env_kwargs", {}).get("observation")
+    env_kwargs = config.get("env_kwargs", {})
     settings = load_settings(
-        args.config.replace("ALGO.yml", f"{args.algo}.yml"), config["env_id"], args.set, observation
+        args.config.replace("ALGO.yml", f"{args.algo}.yml"),
+        config["env_id"],
+        args.set,
+        env_kwargs.get("observation"),
+        task_settings(config["env_id"], env_kwargs, "train"),
     )
     train(args.policy, args.output, args.seed, settings, args.device)
     return 0

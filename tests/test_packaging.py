@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 FOLDERS = ("wrappers", "pretrain", "hyperparams", "robot_envs", "scripts")
-SUFFIXES = (".py", ".yml", ".yaml", ".typed", ".html")
+SUFFIXES = (".py", ".yml", ".yaml", ".typed", ".html", ".xml")
 
 
 @pytest.fixture(scope="module")

@@ -120,8 +120,11 @@ def _finish_updates(model: BaseAlgorithm) -> None:
 class SnapshotCallback(BaseCallback):
     """Save everything that a run needs to go on: model, optimisers, replay buffer, counters, random states.
 
+    Also once an environment says ``quit`` at an episode's end, as a real robot's does for the person beside it: then
+    training stops like after Ctrl-C.
+
     :param folder: Replaced as a whole, so that a kill leaves the previous snapshot
-    :param save_freq: **Chunks** (all environments) between snapshots
+    :param save_freq: **Chunks** (all environments) between snapshots; 0: one after every episode
     :param interrupts: Of :func:`~zprl_sb3.interrupts.interrupts_wait`; once one has come, save and stop
     """
 
@@ -129,19 +132,28 @@ class SnapshotCallback(BaseCallback):
         super().__init__()
         self.folder, self.save_freq, self.interrupts = Path(folder), save_freq, interrupts
         self._next = 0
+        self._ended = self._quit = False
 
     def _init_callback(self) -> None:
         self._next = self.model.num_timesteps + self.save_freq
 
     def _on_rollout_start(self) -> None:
         # Between two rollouts nothing is half done: all transitions are stored, all their updates made.
-        if self.interrupts or self.model.num_timesteps >= self._next:
+        if self.interrupts or self._quit or self._due():
             save_snapshot(self.model, self.folder)
-            self._next = self.model.num_timesteps + self.save_freq
+            self._next, self._ended = self.model.num_timesteps + self.save_freq, False
         if self.interrupts:
             raise self.interrupts.exception()
+        if self._quit:
+            raise KeyboardInterrupt
+
+    def _due(self) -> bool:
+        return self.model.num_timesteps >= self._next if self.save_freq else self._ended
 
     def _on_step(self) -> bool:
+        dones, infos = self.locals["dones"], self.locals["infos"]
+        self._ended |= bool(dones.any())
+        self._quit |= any(done and info.get("quit", False) for done, info in zip(dones, infos, strict=True))
         return True
 
 

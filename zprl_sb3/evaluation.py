@@ -21,7 +21,8 @@ class Evaluation:
     """Results by episode, in the order of the seeds. Lengths are in **env steps**, returns are undiscounted.
 
     ``commanded`` are the positions (length, hands, 3) that the hands were sent to, every ``dt`` seconds, or None where
-    the environment does not tell.
+    the environment does not tell. ``aborted`` episodes, which a person beside a robot did not want to count, are in
+    none.
     """
 
     seeds: list[int] = field(default_factory=list)
@@ -30,6 +31,7 @@ class Evaluation:
     returns: list[float] = field(default_factory=list)
     commanded: list[NDArray[Any] | None] = field(default_factory=list)
     dt: float = 1.0
+    aborted: int = 0
 
     @property
     def success_rate(self) -> float:
@@ -51,6 +53,7 @@ class Evaluation:
             "mean_length": float(lengths.mean()),
             "mean_length_of_successes": float(succeeded.mean()) if len(succeeded) else None,
             "mean_return": float(np.mean(self.returns)),
+            **({"aborted": self.aborted} if self.aborted else {}),
         } | self.smoothness()
 
     def smoothness(self) -> dict[str, float | None]:
@@ -89,7 +92,7 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
     :param seed: First seed; with n environments and N episodes, a multiple of n, the seeds are seed ... seed + N - 1
     :param episodes: N
     :raises ValueError: If N is not a multiple of n, or the environments do not name their episodes' seeds, tell no
-        success, or are in a VecMonitor
+        success, or are in a VecMonitor; or all episodes were aborted
     """
     if is_vecenv_wrapped(env, VecMonitor):
         raise ValueError("VecMonitor would count chunks where env steps are meant: leave it out, those are counted")
@@ -107,7 +110,10 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
         if local["done"] and "is_success" not in info:
             raise ValueError("The environment does not tell success: its info needs 'is_success' at an episode's end")
         under_way[local["i"]].append(info.get("commanded"))
-        if local["done"]:
+        if local["done"] and info.get("aborted", False):
+            del under_way[local["i"]]
+            result.aborted += 1
+        elif local["done"]:
             parts = under_way.pop(local["i"])
             result.commanded.append(None if parts[0] is None else np.concatenate(parts))
             result.seeds.append(info["episode_seed"])
@@ -117,6 +123,8 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
 
     env.seed(seed)
     evaluate_policy(model, env, episodes, deterministic=True, callback=note, warn=False)
+    if not result.seeds:
+        raise ValueError(f"There is nothing to evaluate: all {episodes} episodes were aborted")
     order = np.argsort(result.seeds)
     for name in ("seeds", "successes", "lengths", "returns", "commanded"):
         values = getattr(result, name)

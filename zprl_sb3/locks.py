@@ -49,12 +49,14 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_in_turn(folder: str | Path) -> Iterator[None]:
+def locked_in_turn(folder: str | Path, patience: float = PATIENCE) -> Iterator[None]:
     """Hold a folder like :func:`locked`, once others who hold it for a short time have let go of it.
 
-    :raises InUse: If they do not within ten minutes
+    :param folder: As there
+    :param patience: Seconds to wait for that
+    :raises InUse: If they do not within this time
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     with ExitStack() as stack:
         while True:
             try:

@@ -26,7 +26,8 @@ class SteeringReplayBuffer(ReplayBuffer):
 
     Each observation takes one row, whether it begins a transition, ends one, or both. Where episodes are shorter than
     32 chunks, their last observations take more rows than there is room for, and the oldest transitions go a little
-    before ``buffer_size`` is reached. Pickled, it holds what is in it and nothing of the device.
+    before ``buffer_size`` is reached. An episode that was aborted (``info["aborted"]``) is forgotten as a whole, of a
+    single environment; of several it counts as a time-out. Pickled, it holds what is in it and nothing of the device.
 
     :param buffer_size: Transitions (chunks), over all environments
     :param observation_space: {"c": (C,), "z": (d,)}
@@ -68,6 +69,7 @@ class SteeringReplayBuffer(ReplayBuffer):
         self._last: dict[str, Array] = {}  # the next observations of the last step
         self._last_rows = np.zeros(n_envs, np.int64)
         self._goes_on = np.zeros(n_envs, bool)
+        self._begun = 0  # count of the first transition of the episode that runs, in a single environment
         self._tables: dict[str, th.Tensor] = {}
 
     @property
@@ -121,7 +123,7 @@ class SteeringReplayBuffer(ReplayBuffer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self._row = self._count = self._oldest = 0
+        self._row = self._count = self._oldest = self._begun = 0
         self._goes_on = np.zeros(self.n_envs, bool)
 
     def add(  # type: ignore[override]
@@ -140,7 +142,7 @@ class SteeringReplayBuffer(ReplayBuffer):
         :param action: Δz (n, d)
         :param reward: Of the chunks (n,)
         :param done: Whether the episode ended (n,)
-        :param infos: ``TimeLimit.truncated`` says that a time-out ended it
+        :param infos: ``TimeLimit.truncated``: a time-out ended it; ``aborted``: it is not to be learned from
         """
         if not self._tables:
             self._allocate()
@@ -155,10 +157,20 @@ class SteeringReplayBuffer(ReplayBuffer):
         self._put("timeout", place, timeout)
         self._first_rows[np.arange(self._count, self._count + self.n_envs) % self.buffer_size] = here.min()
         self._count += self.n_envs
-        self.pos, self.full = self._count % self.buffer_size, self._count >= self.buffer_size
         self._last = {key: values.copy() for key, values in next_obs.items()}
         self._last_rows, self._goes_on = following, ~done.astype(bool)
         self._forget()
+        if self.n_envs == 1 and done[0]:
+            if infos[0].get("aborted", False):
+                self._take_back()
+            self._begun = self._count
+        self.pos, self.full = self._count % self.buffer_size, self._count >= self.buffer_size
+
+    def _take_back(self) -> None:
+        """Forget the episode that has just ended, and go on where it began."""
+        self._count = max(self._begun, self._oldest)
+        self._row = int(self._first_rows[self._count % self.buffer_size])
+        self._last_rows[:] = self._row
 
     def _rows_of(self, obs: Mapping[str, Array]) -> NDArray[np.int64]:
         """Return the rows of the observations that act; those that ended the step before are there already."""
@@ -262,12 +274,12 @@ class SteeringReplayBuffer(ReplayBuffer):
             state["_content"] = {
                 name: _ordered(table, *(rows if name in ("c", "z") else transitions)) for name, table in tables.items()
             }
-            state |= {"_first_rows": None, "_start": start}
+            state |= {"_first_rows": None, "_start": start, "_begun": max(0, self._begun - self._oldest)}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         content, start = state.pop("_content", None), state.pop("_start", 0)
-        self.__dict__.update(state)
+        self.__dict__.update({"_begun": state["_count"]} | state)  # older ones do not say it
         if content is not None:
             self._fill(content, start)
 
@@ -281,6 +293,7 @@ class SteeringReplayBuffer(ReplayBuffer):
             table[self._places(numbers, len(table)).to(table.device)] = th.as_tensor(values[numbers]).to(table.device)
         self._row, self._count, self._oldest = len(content["c"]), len(content["here"]), 0
         self._last_rows = self._last_rows - start
+        self._begun = min(self._begun, self._count)
         self._forget()
 
     def moved(self, device: th.device | str, buffer_size: int | None = None) -> SteeringReplayBuffer:

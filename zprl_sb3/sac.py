@@ -386,7 +386,11 @@ class SteeringSAC(SAC):
             )
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
-        super()._update_info_buffer(infos, dones)
+        counted = [not info.get("aborted", False) for info in infos]
+        super()._update_info_buffer(
+            [info for info, counts in zip(infos, counted, strict=True) if counts],
+            None if dones is None else dones[counted],
+        )
         self.env_steps += sum(info["env_steps"] for info in infos)
         self.logger.record("time/env_steps", self.env_steps)
 

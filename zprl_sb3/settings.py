@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,11 @@ _Loader.add_implicit_resolver(
 
 
 def load_settings(
-    name: str, env_id: str, overrides: Sequence[str] = (), observation: str | None = None
+    name: str,
+    env_id: str,
+    overrides: Sequence[str] = (),
+    observation: str | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the settings of one environment: ``default``, then the environment's own entry, then the overrides.
 
@@ -56,23 +60,29 @@ def load_settings(
     :param env_id: Gymnasium id, e.g. ``"zprl/Push-v0"``
     :param observation: ``"state"`` takes the changes under ``state``
     :param overrides: ``"key=value"``, dots for nested keys, values in YAML (``"scale=0.3"``)
+    :param own: The environment's own entry where it is not in the file, nor in the one that this extends: a real
+        robot's task has its own (:func:`~zprl_sb3.robot_envs.real.tasks.task_settings`)
     :raises FileNotFoundError: If there is no such file
     :raises KeyError: If an environment's entry or an override names a setting that the default entry lacks, outside of
         the tables in ``OPEN``
     :raises ValueError: If the file is no such table, or a value is of another kind than the default
     """
-    settings, default = _of_file(name, env_id, observation)
+    settings, default = _of_file(name, env_id, observation, own)
     for override in overrides:
         _merge(settings, parse_override(override), default, where=f"override {override!r}")
     return settings
 
 
-def _of_file(name: str, env_id: str, observation: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_file(
+    name: str, env_id: str, observation: str | None, own: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return an environment's settings, and the default entry that says which there are and of what kind."""
     tables = _read(name)
+    if own is not None and "extends" not in tables:
+        tables[env_id] = copy.deepcopy(dict(own))
     first, *others = _entries(name, tables, env_id)
     if "extends" in tables:
-        settings, default = _of_file(str(tables["extends"]), env_id, observation)
+        settings, default = _of_file(str(tables["extends"]), env_id, observation, own)
         for key in tables.get("replaces", ()):
             settings[key], default[key] = copy.deepcopy(first[key]), first[key]
         others.insert(0, first)
@@ -114,23 +124,32 @@ def parse_override(text: str) -> dict[str, Any]:
     return dict(result)
 
 
-def find_file(name: str | Path) -> Path:
+def find_file(name: str | Path, folder: str = "") -> Path:
     """Return the file of a name: at that path, or else in the package's ``hyperparams/``, with or without ``.yml``.
 
+    :param name: Name or path
+    :param folder: In ``hyperparams/``
     :raises FileNotFoundError: If there is neither
     """
     # A file of the user's comes first: an edited copy must not be passed over for the packaged one of the same name.
-    package = Path(str(files("zprl_sb3.hyperparams")))
+    package = Path(str(files("zprl_sb3.hyperparams"))) / folder
     for path in (Path(name), package / name, package / f"{name}.yml"):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"No settings file {name}: neither in the package's hyperparams/ nor at that path")
+    raise FileNotFoundError(f"No settings file {name}: neither in the package's hyperparams/{folder} nor at that path")
+
+
+def read_settings(file: Path) -> Any:
+    """Read YAML as all of ``hyperparams/`` is read: 1e-4 is a number.
+
+    :raises yaml.YAMLError: If it is none
+    """
+    return yaml.load(file.read_text(), _Loader)
 
 
 def _read(name: str) -> dict[str, Any]:
-    path = find_file(name)
     try:
-        tables = yaml.load(path.read_text(), _Loader)
+        tables = read_settings(find_file(name))
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(tables, dict) or not isinstance(tables.get("default"), dict):

@@ -43,7 +43,7 @@ def test_an_unknown_program_is_named(zprl: Any) -> None:
 
 @pytest.mark.parametrize("name", ARGPARSE)
 def test_every_argument_is_described(name: str, zprl: Any) -> None:
-    parser: argparse.ArgumentParser = importlib.import_module(f"zprl_sb3.scripts.{name}").parser()
+    parser: argparse.ArgumentParser = importlib.import_module(f"zprl_sb3.scripts.{name.replace('-', '_')}").parser()
     for action in parser._actions:
         assert action.help, action.dest
     code, out, _ = zprl(name, "--help")

@@ -251,7 +251,9 @@ def test_several_values_are_tried_in_folders_of_their_own(
 
 def test_the_settings_of_the_paper_are_the_default() -> None:
     config = compose(overrides=["demos=x", "output=y"])
-    assert config["model"]["unet_widths"] == [128, 256, 512]
+    for env_id in ("zprl/Can-v0", "zprl/AdroitPen-v0", "zprl/Push-v0"):
+        model = by_task(config["model"], env_id)
+        assert (model["unet_widths"], model["obs_steps"]) == ([128, 256, 512], 1)
     assert (config["training"]["epochs"], config["training"]["steps"]) == (1000, None)
     assert by_task(config["training"], "zprl/Can-v0")["beta"] == 2e-4
     assert by_task(config["training"], "zprl/Transport-v0")["beta"] == 1e-4

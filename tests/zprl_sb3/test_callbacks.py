@@ -223,3 +223,18 @@ def test_snapshots_work_for_algorithms_without_a_replay_buffer(tmp_path: Path) -
     assert same(model.policy.parameters(), loaded.policy.parameters())
     loaded.learn(16, reset_num_timesteps=False)
     assert loaded.num_timesteps == 32
+
+
+def test_a_snapshot_after_every_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, ended = [], []
+    monkeypatch.setattr("zprl_sb3.callbacks.save_snapshot", lambda model, _: saved.append(model.num_timesteps))
+    model = tiny_model()
+
+    def note(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        if local["dones"].any():
+            ended.append(model.num_timesteps)
+        return True
+
+    model.learn(60, [SnapshotCallback(tmp_path, 0), ConvertCallback(note)])
+    assert len(ended) > 1
+    assert saved == [chunks for chunks in ended if chunks < model.num_timesteps]

@@ -255,3 +255,49 @@ def test_an_empty_one_cannot_be_sampled() -> None:
     assert buffer.size() == 1
     buffer.reset()
     assert buffer.size() == 0
+
+
+def filled_by_episodes(*lengths: int, size: int = 50) -> SteeringReplayBuffer:
+    """Return a buffer with episodes of one environment, whose chunks are numbered; negative lengths are aborted."""
+    spaces_ = spaces.Dict({"c": spaces.Box(-1e6, 1e6, (2,)), "z": spaces.Box(-1e6, 1e6, (1,))})
+    buffer = SteeringReplayBuffer(size, spaces_, spaces.Box(-1, 1, (1,)), "cpu", n_steps=1)
+    number = 0
+    for length in lengths:
+        number += 1
+        for k in range(abs(length)):
+            obs, following = ({"c": np.full((1, 2), n), "z": np.full((1, 1), n)} for n in (number, number + 1))
+            done = k == abs(length) - 1
+            info = {"aborted": True, "TimeLimit.truncated": True} if done and length < 0 else {}
+            buffer.add(obs, following, np.zeros((1, 1)), np.array([number]), np.array([done]), [info])
+            number += 1
+    return buffer
+
+
+def stored_rewards(buffer: SteeringReplayBuffer) -> list[float]:
+    return buffer.chunk_rewards().tolist() if buffer.size() else []
+
+
+def test_an_aborted_episode_is_forgotten() -> None:
+    buffer = filled_by_episodes(2, -3, 2)
+    assert stored_rewards(buffer) == [1, 2, 8, 9]
+    samples = buffer.sample(100)
+    here, following = samples.observations["z"][:, 0], samples.next_observations["z"][:, 0]
+    assert (samples.rewards[:, 0] == here).all()
+    assert (following == here + 1).all()
+    assert stored_rewards(filled_by_episodes(-3)) == []
+
+
+def test_an_aborted_episode_is_forgotten_after_a_snapshot_within_it() -> None:
+    buffer = filled_by_episodes(2, 2)
+    obs = [{"c": np.full((1, 2), n), "z": np.full((1, 1), n)} for n in (20, 21, 22)]
+    buffer.add(obs[0], obs[1], np.zeros((1, 1)), np.array([20.0]), np.array([False]), [{}])
+    again = pickle.loads(pickle.dumps(buffer))
+    again.add(obs[1], obs[2], np.zeros((1, 1)), np.array([21.0]), np.array([True]), [{"aborted": True}])
+    assert stored_rewards(again) == [1, 2, 4, 5]
+
+
+def test_an_aborted_episode_longer_than_the_buffer_leaves_it_empty() -> None:
+    buffer = filled_by_episodes(3, -20, size=8)
+    assert stored_rewards(buffer) == []
+    again = pickle.loads(pickle.dumps(buffer))
+    assert again.size() == 0

@@ -1,0 +1,1 @@
+"""The real robot as a Gymnasium environment: drivers, safety, server, people, recording."""

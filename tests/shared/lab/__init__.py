@@ -1,0 +1,1 @@
+"""Modules that a user might write, named in a task's file by a dot."""
