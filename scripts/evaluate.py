@@ -31,7 +31,14 @@ from zprl_sb3.scripts.common import (
 )
 from zprl_sb3.seeds import FINAL_SEED
 from zprl_sb3.settings import AUTO
-from zprl_sb3.wrappers import EmbeddingSteering, EpisodeVideo, LatentSteering, Steering, make_vec_steering
+from zprl_sb3.wrappers import (
+    EmbeddingSteering,
+    EpisodeVideo,
+    LatentSteering,
+    Steering,
+    WeightSteering,
+    make_vec_steering,
+)
 from zprl_sb3.wrappers.steering import STEERINGS, NoiseKind
 
 EXAMPLES = """examples:
@@ -76,7 +83,7 @@ def evaluate_base(
     videos: Videos | None = None,
     subprocess: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate a base policy in the four ways of :data:`WAYS` and return the results by name.
+    """Evaluate a base policy in the ways of :data:`WAYS` and return the results by name; without a bottleneck in two.
 
     Each is as :func:`evaluate_run` returns it, where there is something to tell.
 
@@ -93,6 +100,8 @@ def evaluate_base(
     arguments = make_arguments(checkpoint, env_kwargs or {})
     results: dict[str, dict[str, Any]] = {}
     for name, (kind, noise) in WAYS.items():
+        if kind is LatentSteering and policy.bottleneck is None:  # fine-tuned: it is left behind
+            continue
         steering = kind(policy, scale=1.0, noise=noise)
         wanted = None if results else videos
         result = _evaluate(NoSteering(), policy, steering, episodes, seed, arguments, wanted, subprocess)
@@ -209,7 +218,7 @@ def _evaluate(
         result = evaluate(predictor, env, seed, episodes).summary()
     finally:
         env.close()
-    route = "context" if isinstance(steering, EmbeddingSteering) else "bottleneck"
+    route = "context" if isinstance(steering, (EmbeddingSteering, WeightSteering)) else "bottleneck"
     return result | {"env_id": policy.env_id, "route": route, "noise": steering.noise, "chunk": policy.chunk}
 
 
