@@ -30,7 +30,7 @@ class DPPOPolicy(ChainPolicy):
     :raises ValueError: If there are not so many steps, or σ could be 0
     """
 
-    frozen: ConditionalUnet1d | None = None
+    frozen: ConditionalUnet1d | None
 
     def __init__(
         self, *args: Any, tuned_steps: int | None = None, eta: float = 1.0, min_std: float = 0.1, **kwargs: Any
@@ -43,8 +43,8 @@ class DPPOPolicy(ChainPolicy):
     def _build(self) -> None:
         if not 1 <= self.steps <= self.flow.config.sampling_steps:
             raise ValueError(f"tuned_steps is 1 to {self.flow.config.sampling_steps}, not {self.tuned_steps}")
-        if self.steps < self.flow.config.sampling_steps:
-            self.frozen = copy.deepcopy(self.flow.unet).requires_grad_(False)
+        all_tuned = self.steps == self.flow.config.sampling_steps
+        self.frozen = None if all_tuned else copy.deepcopy(self.flow.unet).requires_grad_(False)
 
     @property
     def steps(self) -> int:

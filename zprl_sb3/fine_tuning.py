@@ -41,7 +41,7 @@ class FineTuning(PPO):
     (:class:`~zprl_sb3.chain_policy.ChainPolicy`); how steps weigh in the loss is a subclass's.
 
     **Clocks.** ``total_timesteps``, ``n_steps`` and callbacks count *chunks*; ``env_steps``, ``time/env_steps`` count
-    *env steps*. The discount is the wrapper's, γ^h per chunk. At a time-out the return goes on with V(last observation).
+    *env steps*. The discount is the wrapper's, γ^h per chunk. A time-out goes on with V(last observation).
 
     :param policy: ``"MultiInputPolicy"``
     :param env: Environment of a :class:`~zprl_sb3.wrappers.steering.WeightSteering`
