@@ -81,7 +81,7 @@ def test_a_network_that_knows_the_noise_finds_the_actions() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_a_stochastic_step_keeps_the_noise_level(eta: float) -> None:
-    """Around a known clean chunk, mean and deviation together have the variance of the next level (Song et al., eq. 12)."""
+    """Mean and deviation together have the variance of the next level (Song et al., equations 12 and 16)."""
     diffusion = Denoising(5).diffusion
     for t, following in ((99, 79), (59, 39)):
         bar, after = alpha_bar(t), alpha_bar(following)

@@ -294,7 +294,9 @@ def test_a_baseline_differs_from_zprl_in_what_is_its_own(name: str, env_id: str)
     assert different <= own | {"algorithm.policy_kwargs.log_std_bounds"}
 
 
-@pytest.mark.parametrize(("name", "cls", "policy"), [("reinflow", ReinFlow, ReinFlowPolicy), ("dppo", DPPO, DPPOPolicy)])
+@pytest.mark.parametrize(
+    ("name", "cls", "policy"), [("reinflow", ReinFlow, ReinFlowPolicy), ("dppo", DPPO, DPPOPolicy)]
+)
 def test_what_tunes_weights_takes_its_settings(name: str, cls: type, policy: type) -> None:
     known = {*inspect.signature(cls).parameters, *inspect.signature(FineTuning).parameters}
     of_policy = {*inspect.signature(policy).parameters, *inspect.signature(ChainPolicy).parameters}
