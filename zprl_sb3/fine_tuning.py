@@ -75,7 +75,7 @@ class FineTuning(PPO):
         learning_rate: float | Schedule = 1e-4,
         vf_learning_rate: float | Schedule = 1e-3,
         n_steps: int = 100,
-        batch_size: int = 500,
+        batch_size: int = 100,
         n_epochs: int = 5,
         gae_lambda: float = 0.95,
         clip_range: float | Schedule = 0.01,
