@@ -41,7 +41,7 @@ class FineTuning(PPO):
     (:class:`~zprl_sb3.chain_policy.ChainPolicy`); how steps weigh in the loss is a subclass's.
 
     **Clocks.** ``total_timesteps``, ``n_steps`` and callbacks count *chunks*; ``env_steps``, ``time/env_steps`` count
-    *env steps*. The discount is the wrapper's, γ^h per chunk. A time-out goes on with V(last observation).
+    *env steps*. The discount is the wrapper's, γ^h per chunk.
 
     :param policy: ``"MultiInputPolicy"``
     :param env: Environment of a :class:`~zprl_sb3.wrappers.steering.WeightSteering`
@@ -56,6 +56,8 @@ class FineTuning(PPO):
     :param max_grad_norm: Clip of the gradient norm, policy and V separately
     :param target_kl: The policy stays for the rest of a rollout where a batch's KL is above 1.5 times this; None: never
     :param critic_warmup: Rollouts from which only V learns
+    :param bootstrap_timeouts: Whether the return goes on, after a time-out, with V of the last observation. With a reward
+        for success only it should not: V of being stuck would lead to itself, and nothing tell that it is a failure
     :param policy_kwargs: Of the policy
     :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size
     :raises TypeError: For an argument of SB3's PPO that would have no effect here, as ``gamma``
@@ -83,6 +85,7 @@ class FineTuning(PPO):
         max_grad_norm: float = 25.0,
         target_kl: float | None = None,
         critic_warmup: int = 0,
+        bootstrap_timeouts: bool = True,
         policy_kwargs: dict[str, Any] | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
@@ -90,6 +93,7 @@ class FineTuning(PPO):
         if refused := sorted(kwargs.keys() & set(REFUSED)):
             raise TypeError(f"{type(self).__name__} does not support these arguments of PPO: {', '.join(refused)}")
         self.vf_learning_rate, self.critic_warmup = vf_learning_rate, critic_warmup
+        self.bootstrap_timeouts = bootstrap_timeouts
         self.steering_spec: SteeringSpec | None = None
         self.env_steps = 0
         super().__init__(
@@ -244,6 +248,9 @@ class FineTuning(PPO):
         super()._update_info_buffer(infos, dones)
         self.env_steps += sum(info["env_steps"] for info in infos)
         self.logger.record("time/env_steps", self.env_steps)
+        if not self.bootstrap_timeouts:  # collect_rollouts looks at them next
+            for info in infos:
+                info["TimeLimit.truncated"] = False
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()

@@ -13,6 +13,8 @@ OURS: dict[str, type[BaseAlgorithm]] = {"sac": SteeringSAC, "dsrl_na": DSRLNA, "
 CONTRIB = {"tqc": "TQC", "trpo": "TRPO"}
 SOE = "soe"  # no algorithm of SB3's: it explores and retrains, see zprl_sb3.scripts.soe
 RETRAINED = "retrained"  # the final policy of what changes weights, in the run's folder
+RETRAINS = (SOE, "reinflow", "dppo")
+"""What leaves such a policy."""
 LEARNERS = (*OURS, *CONTRIB, SOE)
 ALGORITHMS = ("zprl", "po_dec", "dsrl", "dsrl_na", "resemb", "reinflow", "dppo", "soe", "tqc", "trpo")
 """The methods, each with its settings in ``hyperparams/``."""

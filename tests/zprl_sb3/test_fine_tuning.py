@@ -94,6 +94,15 @@ def test_advantages_end_at_a_time_out_and_go_on_with_the_last_observation_s_valu
             assert abs(value(final) - after[step]) > 1e-3
 
 
+def test_a_time_out_may_be_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = tuned_points(base(ReinFlow), n_envs=1, env_kwargs={"reach": 1e-6})
+    model, record, seen = tuning(env=env, n_steps=12, gae_lambda=1.0, bootstrap_timeouts=False), Record(), {}
+    monkeypatch.setattr(ReinFlow, "train", lambda self: seen.update(buffer=self.rollout_buffer))
+    model.learn(12, record)
+    assert sum(bool(done[0]) for done in record.dones) == 2
+    np.testing.assert_allclose(seen["buffer"].returns, 0.0, atol=1e-6)
+
+
 def test_after_a_success_nothing_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     env = tuned_points(base(ReinFlow), n_envs=1, env_kwargs={"reach": 5.0})  # everybody does, at once
     model, record, seen = tuning(env=env), Record(), {}
@@ -220,7 +229,8 @@ def test_a_policy_that_is_off_course_is_put_right(cls: type[FineTuning]) -> None
     policy = off_course(cls)
     judge = make_vec_steering(POINT, WeightSteering(policy), 8, GAMMA, seeded_episodes=True)
     settings = {"n_steps": 12, "batch_size": 96, "n_epochs": 5, "learning_rate": 1e-3, "vf_learning_rate": 3e-3}
-    model = tuning(cls, env=tuned_points(policy, n_envs=16), **settings, clip_range=0.05)
+    settings |= {"clip_range": 0.05, "bootstrap_timeouts": False}
+    model = tuning(cls, env=tuned_points(policy, n_envs=16), **settings)
     before = evaluate(model, judge, 3, 80).success_rate
     model.learn(2304)
     assert evaluate(model, judge, 3, 80).success_rate > before + 0.15
