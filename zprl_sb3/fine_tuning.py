@@ -56,8 +56,8 @@ class FineTuning(PPO):
     :param max_grad_norm: Clip of the gradient norm, policy and V separately
     :param target_kl: The policy stays for the rest of a rollout where a batch's KL is above 1.5 times this; None: never
     :param critic_warmup: Rollouts from which only V learns
-    :param bootstrap_timeouts: Whether the return goes on, after a time-out, with V of the last observation. With a reward
-        for success only it should not: V of being stuck would lead to itself, and nothing tell that it is a failure
+    :param bootstrap_timeouts: Whether the return goes on, after a time-out, with V of the last observation. With a
+        reward for success only it should not: V of being stuck would lead to itself, and nothing tell of the failure
     :param policy_kwargs: Of the policy
     :param kwargs: SB3's: tensorboard_log, verbose, seed, device, stats_window_size
     :raises TypeError: For an argument of SB3's PPO that would have no effect here, as ``gamma``

@@ -48,7 +48,10 @@ except ImportError as error:
     raise ImportError(f"rl_zoo3 cannot be imported ({error}). Install it with: pip install 'zprl-sb3[zoo]'") from error
 
 FILES = {algo: f"{algo}.yml" for algo in ALGORITHMS if algo not in RETRAINS} | {"sac": "tqc.yml"}
-"""The settings of each ``--algo``; what leaves a checkpoint is for ``zprl train``. SB3's SAC, which ``zprl train`` does not have, shares TQC's arguments."""
+"""The settings of each ``--algo``; what leaves a checkpoint is for ``zprl train``.
+
+SB3's SAC, which ``zprl train`` does not have, shares TQC's arguments.
+"""
 
 OF_THE_ZOO = {"eval_freq", "eval_episodes", "eval_beside", "save_freq", "subprocess"}
 
