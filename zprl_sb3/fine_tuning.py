@@ -68,7 +68,7 @@ class FineTuning(PPO):
     objective: ClassVar[str]
     """Of the base policy."""
     policy: ChainPolicy  # type: ignore[assignment]
-    rollout_buffer: ChainRolloutBuffer  # type: ignore[assignment]
+    rollout_buffer: ChainRolloutBuffer
 
     def __init__(
         self,
