@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 
 from zprl_sb3.bottleneck import bottleneck_loss
-from zprl_sb3.flow import Velocity, flow_loss, sample_times, without_gradients
+from zprl_sb3.flow import Velocity, sample_times, without_gradients
 from zprl_sb3.policy import FlowPolicy, Observation, SteerablePolicy, image_keys
 
 
@@ -78,12 +78,13 @@ class OfflineLosses(nn.Module):
         actions = policy.action_normalizer(actions)
         with self._precision(actions):
             context = policy.context(obs, draws.where).float()
-        imitation = flow_loss(self._mixed(policy.unet), actions, noise, times, context)
+        objective = policy.objective
+        imitation = objective.loss(self._mixed(policy.unet), actions, noise, times, context)
         velocity = self._mixed(without_gradients(policy.unet))
         losses = bottleneck_loss(
             policy.bottleneck,
             context,
-            lambda decoded: flow_loss(velocity, actions, noise, times, decoded),
+            lambda decoded: objective.loss(velocity, actions, noise, times, decoded),
             self.beta,
             self.reconstruction,
             draws.latent,

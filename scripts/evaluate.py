@@ -32,7 +32,14 @@ from zprl_sb3.scripts.common import (
 )
 from zprl_sb3.seeds import FINAL_SEED
 from zprl_sb3.settings import AUTO
-from zprl_sb3.wrappers import EmbeddingSteering, EpisodeVideo, LatentSteering, Steering, make_vec_steering
+from zprl_sb3.wrappers import (
+    EmbeddingSteering,
+    EpisodeVideo,
+    LatentSteering,
+    Steering,
+    WeightSteering,
+    make_vec_steering,
+)
 from zprl_sb3.wrappers.steering import STEERINGS, NoiseKind
 
 EXAMPLES = """examples:
@@ -78,7 +85,9 @@ def evaluate_base(
     videos: Videos | None = None,
     subprocess: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate a base policy in the four ways of :data:`WAYS`, a real robot's in the first; return the results by name.
+    """Evaluate a base policy in the ways of :data:`WAYS` and return the results by name.
+
+    Without a bottleneck there are two ways, on a real robot there is the first one.
 
     Each is as :func:`evaluate_run` returns it, where there is something to tell.
 
@@ -94,8 +103,9 @@ def evaluate_base(
     policy = load_policy(checkpoint, chunk, device_of(device))
     arguments = make_arguments(checkpoint, env_kwargs or {})
     results: dict[str, dict[str, Any]] = {}
-    # Somebody stands beside a real robot, and steering starts from the first way.
-    for name, (kind, noise) in list(WAYS.items())[: 1 if is_real(policy.env_id) else None]:
+    # A fine-tuned policy has left its bottleneck behind. Beside a real robot stands somebody: what steering starts from.
+    ways = [way for way in WAYS.items() if policy.bottleneck is not None or way[1][0] is not LatentSteering]
+    for name, (kind, noise) in ways[: 1 if is_real(policy.env_id) else None]:
         steering = kind(policy, scale=1.0, noise=noise)
         wanted = None if results else videos
         result = _evaluate(NoSteering(), policy, steering, episodes, seed, arguments, wanted, subprocess)
@@ -214,7 +224,7 @@ def _evaluate(
         result = evaluate(predictor, env, seed, episodes).summary()
     finally:
         env.close()
-    route = "context" if isinstance(steering, EmbeddingSteering) else "bottleneck"
+    route = "context" if isinstance(steering, (EmbeddingSteering, WeightSteering)) else "bottleneck"
     return result | {"env_id": policy.env_id, "route": route, "noise": steering.noise, "chunk": policy.chunk}
 
 

@@ -1,4 +1,4 @@
-"""``zprl train``: steer a frozen policy with SteeringSAC, as ZPRL does or one of its baselines.
+"""``zprl train``: steer a frozen policy with SteeringSAC, as ZPRL does or one of its baselines, or fine-tune it.
 
 Settings are in ``hyperparams/ALGO.yml`` by environment id.
 """
@@ -23,10 +23,11 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from zprl_sb3.background import BackgroundEvaluation
 from zprl_sb3.calibration import calibrate, scale_by_spread
 from zprl_sb3.callbacks import MODEL, SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
-from zprl_sb3.checkpoint import copy_policy, read_config
+from zprl_sb3.checkpoint import copy_policy, read_config, save_policy
 from zprl_sb3.files import atomic_path, readable, recovered
+from zprl_sb3.fine_tuning import FineTuning
 from zprl_sb3.interrupts import interrupts_wait
-from zprl_sb3.learners import ALGORITHMS, LEARNERS, OURS, SOE, learner
+from zprl_sb3.learners import ALGORITHMS, LEARNERS, OURS, RETRAINED, SOE, learner
 from zprl_sb3.locks import locked
 from zprl_sb3.offline import demonstration_buffer
 from zprl_sb3.policy import SteerablePolicy
@@ -62,9 +63,10 @@ EXAMPLES = """examples:
   zprl train --algo po_dec --policy runs/push/policy --output runs/push/po_dec-0
 
 What --algo steers: zprl the bottleneck's latent; po_dec (Policy Decorator) the base policy's chunk of actions; dsrl
-the flow's noise, dsrl_na the same with a critic of actions; resemb (ResEmb) the context itself. soe steers nothing: it
-samples the latent more widely, keeps successes and retrains the base policy. tqc and trpo are sb3-contrib's, on the
-latent. With --config the file decides.
+the flow's noise, dsrl_na the same with a critic of actions; resemb (ResEmb) the context itself. reinflow tunes all
+weights of a flow policy, dppo those of a policy that was pretrained with model=diffusion (or state_diffusion); both
+leave the tuned policy in retrained/, as a checkpoint. soe steers nothing: it samples the latent more widely, keeps
+successes and retrains the base policy. tqc and trpo are sb3-contrib's, on the latent. With --config the file decides.
 
 The run folder holds the settings, a copy of the policy, snapshots, evaluations.csv, TensorBoard and CSV logs, and at
 the end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C; with a larger
@@ -120,11 +122,26 @@ def _run(policy: SteerablePolicy, policy_path: str | Path, output: Path, run: di
         _add_demonstrations(model, env, settings)
         record_run(output / "run.yml", run | found)
         copy_policy(policy_path, output / "policy")
-        print(f"Steering {policy.env_id} with λ = {_words(scale)} and seed {seed}; everything goes to {output}")
+        how = "Fine-tuning" if isinstance(model, FineTuning) else f"Steering with λ = {_words(scale)}"
+        print(f"{how}: {policy.env_id}, seed {seed}; everything goes to {output}")
         _learn(model, [evaluations, _diagnostics(policy_path, settings)], settings, output)
+    if isinstance(model, FineTuning):
+        _export(model, policy_path, output / RETRAINED)
     with atomic_path(model_path) as temporary:
         model.save(temporary)
     print(f"Wrote {model_path} and {output / 'evaluations.csv'}")
+
+
+def _export(model: FineTuning, policy_path: str | Path, folder: Path) -> None:
+    """Write the tuned policy as a checkpoint, if one network makes all of its steps."""
+    tuned, base = model.policy.tuned(), read_config(policy_path)
+    if tuned is None:
+        print("The first steps stay the base policy's: what has two networks is no checkpoint, only model.zip")
+        return
+    kept = {name: base[name] for name in ("env_kwargs", "dataset_sha256", "demonstrations") if name in base}
+    tuned.env_id = base["env_id"]
+    save_policy(tuned, folder, **kept, fine_tuned={"with": type(model).__name__, "env_steps": model.env_steps})
+    print(f"Wrote {folder}, which `zprl evaluate` takes, and `zprl attach` for a bottleneck")
 
 
 def _trained_chunks(model_path: Path) -> int:
@@ -253,7 +270,9 @@ def _prepare(
 
 
 def _progress(model: BaseAlgorithm) -> str:
-    return f"{model.env_steps} env steps" if isinstance(model, SteeringSAC) else f"{model.num_timesteps} chunks"
+    if isinstance(model, (SteeringSAC, FineTuning)):
+        return f"{model.env_steps} env steps"
+    return f"{model.num_timesteps} chunks"
 
 
 def _add_demonstrations(model: BaseAlgorithm, env: VecSteering, settings: dict[str, Any]) -> None:

@@ -11,13 +11,21 @@ if TYPE_CHECKING:
     from zprl_sb3.wrappers.episode_video import EpisodeVideo
     from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
     from zprl_sb3.wrappers.spec import SteeringSpec
-    from zprl_sb3.wrappers.steering import ActionSteering, EmbeddingSteering, LatentSteering, NoiseSteering, Steering
+    from zprl_sb3.wrappers.steering import (
+        ActionSteering,
+        EmbeddingSteering,
+        LatentSteering,
+        NoiseSteering,
+        Steering,
+        WeightSteering,
+    )
     from zprl_sb3.wrappers.steering_wrapper import (
         ActionSteeringWrapper,
         EmbeddingSteeringWrapper,
         LatentSteeringWrapper,
         NoiseSteeringWrapper,
         SteeringWrapper,
+        WeightSteeringWrapper,
     )
     from zprl_sb3.wrappers.vec_steering import VecSteering, find_spec, find_steering, make_vec_steering
 
@@ -29,13 +37,21 @@ __getattr__ = lazy_names(
         "episode_video": ("EpisodeVideo",),
         "seeded_episodes": ("SeededEpisodes",),
         "spec": ("SteeringSpec",),
-        "steering": ("ActionSteering", "EmbeddingSteering", "LatentSteering", "NoiseSteering", "Steering"),
+        "steering": (
+            "ActionSteering",
+            "EmbeddingSteering",
+            "LatentSteering",
+            "NoiseSteering",
+            "Steering",
+            "WeightSteering",
+        ),
         "steering_wrapper": (
             "ActionSteeringWrapper",
             "EmbeddingSteeringWrapper",
             "LatentSteeringWrapper",
             "NoiseSteeringWrapper",
             "SteeringWrapper",
+            "WeightSteeringWrapper",
         ),
         "vec_steering": ("VecSteering", "find_spec", "find_steering", "make_vec_steering"),
     },
@@ -58,6 +74,8 @@ __all__ = [
     "SteeringSpec",
     "SteeringWrapper",
     "VecSteering",
+    "WeightSteering",
+    "WeightSteeringWrapper",
     "find_spec",
     "find_steering",
     "make_vec_steering",

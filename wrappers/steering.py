@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from zprl_sb3.bottleneck import Bottleneck
 from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.normalizer import Normalizer
-from zprl_sb3.policy import SteerablePolicy, image_keys, missing_members
+from zprl_sb3.policy import FlowPolicy, SteerablePolicy, image_keys, missing_members
 from zprl_sb3.wrappers.spec import Scale, SteeringSpec
 
 Array = NDArray[np.float32]
 NoiseKind = Literal["normal", "zero"]
+CENTRE = 0.4999  # of places to crop at: that of an odd margin, which has no middle, is the one before it
+RAW = "obs/"  # before the names of the policy's own observations
 NOISE_STREAM = 0x5A  # keeps an episode's flow noise apart from its layout, which has the same seed
 
 
@@ -39,6 +41,8 @@ class Steering(ABC):
     """
 
     kind: str
+    limit = 1.0
+    """Of what Δ can be, along each axis."""
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class Steering(ABC):
     @property
     def action_space(self) -> spaces.Box:
         """Δz in [-1, 1]^d."""
-        return spaces.Box(-1.0, 1.0, (self.anchor_dim,), np.float32)
+        return spaces.Box(-self.limit, self.limit, (self.anchor_dim,), np.float32)
 
     def spec(self, gamma: float) -> SteeringSpec:
         """Return what a model trained on this steering depends on.
@@ -135,18 +139,23 @@ class Steering(ABC):
             # A policy of someone else's need not know of crops.
             context = self.policy.embed(tensors, where) if self._crops else self.policy.embed(tensors)
             anchor = self._anchor(context, noise)
-        return {"c": context.cpu().numpy(), "z": anchor.cpu().numpy()}
+        shown = {"c": context, "z": anchor} | self._raw(tensors, where, noise)
+        return {key: values.cpu().numpy() for key, values in shown.items()}
+
+    def _raw(self, obs: Mapping[str, th.Tensor], where: th.Tensor, noise: th.Tensor) -> dict[str, th.Tensor]:
+        """Return what is shown beside c and z."""
+        return {}
 
     def act(self, observation: Mapping[str, Array], delta: Array, rngs: Sequence[Generator]) -> Array:
         """Return the executed chunks (B, h, A) in environment units for z̃ = z + λΔz.
 
         :param observation: What :meth:`observe` returned; its z is the one that is steered
-        :param delta: Δz (B, d), clipped to [-1, 1]
+        :param delta: Δz (B, d), clipped to the limit, which is 1
         :param rngs: The B generators of the flow noise
         :raises ValueError: If Δz is NaN or infinite
         """
         policy = self.policy
-        steered = observation["z"] + self.step(_clipped(delta))
+        steered = observation["z"] + self.step(_clipped(delta, self.limit))
         noise = th.as_tensor(np.stack([self._draw_noise(rng) for rng in rngs]), device=policy.device)
         with th.no_grad():
             context, anchor = (th.as_tensor(x, device=policy.device) for x in (observation["c"], steered))
@@ -167,12 +176,12 @@ def _is_positive(value: object) -> bool:
     return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value)) and bool(value > 0)
 
 
-def _clipped(delta: Array) -> Array:
+def _clipped(delta: Array, limit: float) -> Array:
     delta = np.asarray(delta, np.float32)
     if not np.isfinite(delta).all():
         rows = np.flatnonzero(~np.isfinite(delta).all(axis=1)).tolist()
         raise ValueError(f"Δz is not finite (NaN or infinite in environments {rows}): the agent has become unstable")
-    return np.clip(delta, -1.0, 1.0)
+    return np.clip(delta, -limit, limit)
 
 
 class LatentSteering(Steering):
@@ -321,8 +330,69 @@ class NoiseSteering(Steering):
         return normalized(self.policy, self._generate(context, steered, steered)[:, : self.policy.chunk]).flatten(1)
 
 
+class WeightSteering(ActionSteering):
+    """ReinFlow, DPPO: nothing is moved from outside, the weights are. Whoever learns sees what the policy sees.
+
+    Beside the frozen policy's context c and chunk z (normalised, through c, not through the bottleneck) the observation
+    holds the policy's own observations ``obs/KEY``, with their frames (n, ...) first, the flow noise ``noise`` (T, A)
+    that z was made from, and, where there are images, ``where`` they are cropped (K, 2). What is executed is z + Δ: how
+    far a chunk of other weights is from the frozen policy's, for the same noise. Δ = 0 is the base policy.
+
+    :param policy: A :class:`~zprl_sb3.policy.FlowPolicy`, or the path of its checkpoint
+    :param scale: 1: nothing scales Δ
+    :raises TypeError: For another project's policy, whose networks are not trained here
+    :raises ValueError: For another scale, and as in :class:`Steering`
+    """
+
+    kind = "weights"
+    limit = 1000.0  # SB3 wants bounds. What clips actions is the environment, as it does the frozen policy's.
+
+    def __init__(
+        self,
+        policy: SteerablePolicy | str | Path,
+        scale: Scale = 1.0,
+        noise: NoiseKind = "normal",
+        random_crop: bool = False,
+    ) -> None:
+        super().__init__(policy, scale, noise, random_crop)
+        if not isinstance(self.policy, FlowPolicy):
+            raise TypeError(f"Only policies of `zprl pretrain` can be fine-tuned, not a {type(self.policy).__name__}")
+        if self.scale != 1.0:
+            raise ValueError(f"scale (λ) is 1 where the weights are tuned, not {scale!r}")
+        self._images = len(image_keys(self.policy.observation_shapes))
+
+    @property
+    def observation_space(self) -> spaces.Dict:
+        """{"c", "z", "noise", "obs/KEY" ...} and, with images, "where"."""
+        policy = self.policy
+        parts: dict[str, spaces.Space[Any]] = dict(super().observation_space.spaces)
+        parts["noise"] = spaces.Box(-np.inf, np.inf, policy.noise_shape, np.float32)
+        for key, shape in policy.observation_shapes.items():
+            # The leading axis also keeps SB3 from taking images for ones that it should transpose.
+            shape, vector = (policy.obs_steps, *shape), len(shape) == 1
+            parts[RAW + key] = (
+                spaces.Box(-np.inf, np.inf, shape, np.float32) if vector else spaces.Box(0, 255, shape, np.uint8)
+            )
+        if self._images:
+            parts["where"] = spaces.Box(0, 1, (self._images, 2), np.float32)
+        return spaces.Dict(parts)
+
+    def _condition(self, context: th.Tensor) -> th.Tensor:
+        return context
+
+    def _raw(self, obs: Mapping[str, th.Tensor], where: th.Tensor, noise: th.Tensor) -> dict[str, th.Tensor]:
+        shown = {"noise": noise}
+        for key, shape in self.policy.observation_shapes.items():
+            values = obs[key].view(len(noise), self.policy.obs_steps, *shape)
+            shown[RAW + key] = values.float() if len(shape) == 1 else values
+        if self._images:
+            shown["where"] = where if self._crops else where.new_full((len(noise), self._images, 2), CENTRE)
+        return shown
+
+
 STEERINGS: dict[str, type[Steering]] = {
-    steering.kind: steering for steering in (LatentSteering, ActionSteering, NoiseSteering, EmbeddingSteering)
+    steering.kind: steering
+    for steering in (LatentSteering, ActionSteering, NoiseSteering, EmbeddingSteering, WeightSteering)
 }
 """What can be steered, by the name that a saved model knows it by."""
 

@@ -23,6 +23,7 @@ from zprl_sb3.wrappers.steering import (
     NoiseKind,
     NoiseSteering,
     Steering,
+    WeightSteering,
     episode_rng,
 )
 
@@ -169,6 +170,15 @@ class EmbeddingSteeringWrapper(_WithoutBottleneck):
     """
 
     steering_class = EmbeddingSteering
+
+
+class WeightSteeringWrapper(_WithoutBottleneck):
+    """The environment of ReinFlow and DPPO: Δ is how far a chunk of other weights is from the frozen policy's.
+
+    Arguments as :class:`LatentSteeringWrapper` has them; λ is 1.
+    """
+
+    steering_class = WeightSteering
 
 
 class NoiseSteeringWrapper(_WithoutBottleneck):

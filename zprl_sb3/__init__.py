@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from zprl_sb3.calibration import Calibration, calibrate
     from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
     from zprl_sb3.checkpoint import CheckpointError, load_policy, save_policy
+    from zprl_sb3.dppo import DPPO
     from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, SteerablePolicy
     from zprl_sb3.pretrain.attaching import attach_bottleneck
+    from zprl_sb3.reinflow import ReinFlow
     from zprl_sb3.sac import SteeringSAC
     from zprl_sb3.training_diagnostics import SteeringDiagnostics
     from zprl_sb3.wrappers import ActionChunk, LatentSteering, LatentSteeringWrapper, VecSteering, make_vec_steering
@@ -37,8 +39,10 @@ __getattr__ = lazy_names(
         "calibration": ("Calibration", "calibrate"),
         "callbacks": ("SnapshotCallback", "SteeringEvalCallback", "load_snapshot", "save_snapshot"),
         "checkpoint": ("CheckpointError", "load_policy", "save_policy"),
+        "dppo": ("DPPO",),
         "policy": ("FlowPolicy", "FlowPolicyConfig", "SteerablePolicy"),
         "pretrain.attaching": ("attach_bottleneck",),
+        "reinflow": ("ReinFlow",),
         "sac": ("SteeringSAC",),
         "training_diagnostics": ("SteeringDiagnostics",),
         "wrappers": ("ActionChunk", "LatentSteering", "LatentSteeringWrapper", "VecSteering", "make_vec_steering"),
@@ -47,6 +51,7 @@ __getattr__ = lazy_names(
 
 __all__ = [
     "ActionChunk",
+    "DPPO",
     "Bottleneck",
     "BottleneckConfig",
     "Calibration",
@@ -55,6 +60,7 @@ __all__ = [
     "FlowPolicyConfig",
     "LatentSteering",
     "LatentSteeringWrapper",
+    "ReinFlow",
     "SnapshotCallback",
     "SplitPolicy",
     "SteerablePolicy",

@@ -56,8 +56,9 @@ def read_plan(file: str | Path, output: str | Path) -> list[Job]:
     """Return the runs of a benchmark, with everything checked that can be before the first is started.
 
     :param file: A path, or one of the package's (``ablations/scale``). YAML: ``tasks`` (name: {policy or base, set},
-        with ``base`` as :func:`zprl_sb3.base_policies.to_be_made` takes it), ``methods`` (name: {algo, set}; where
-        there is no algo, the name is one), ``seeds``, ``set`` (settings of all runs), ``episodes`` of the final
+        with ``base`` as :func:`zprl_sb3.base_policies.to_be_made` takes it), ``methods`` (name: {algo, set, pretrain};
+        where there is no algo, the name is one; with ``pretrain``, changes of how the task's base policy is pretrained,
+        a method has a base policy of its own), ``seeds``, ``set`` (settings of all runs), ``episodes`` of the final
         evaluations, ``zero_noise`` for a second one without flow noise
     :param output: Folder of the benchmark
     :return: Each after those that it needs
@@ -71,16 +72,20 @@ def read_plan(file: str | Path, output: str | Path) -> list[Job]:
     common = table.get("set", []), str(table.get("episodes", 200)), table.get("zero_noise", True)
     plan = _Plan(Path(output), *common)
     tasks = _tables(table["tasks"], f"{file}: tasks", {"policy", "base", "set"})
-    methods = _tables(table["methods"], f"{file}: methods", {"algo", "set"})
+    methods = _tables(table["methods"], f"{file}: methods", {"algo", "set", "pretrain"})
     jobs: dict[str, Job] = {}
     for task, about in tasks.items():
-        policy = _policy(about, plan.output, f"{file}: task {task}")
-        jobs |= {job.name: job for job in (*policy.jobs, plan.base(task, policy))}
+        base = _policy(about, plan.output, f"{file}: task {task}")
+        jobs |= {job.name: job for job in (*base.jobs, plan.base(task, base))}
         for method, how in methods.items():
             algo = how.get("algo", method)
             if algo not in ALGORITHMS:
                 raise PlanError(f"{file}: method {method} is none of {', '.join(ALGORITHMS)}: say which as its algo")
             changes = [*plan.changes, *about.get("set", []), *how.get("set", [])]
+            policy = base
+            if "pretrain" in how:
+                policy = _own_policy(about, how["pretrain"], plan.output, f"{file}: {task}, {method}")
+                jobs |= {job.name: job for job in policy.jobs}
             runs = [plan.run(f"{task}/{method}-{seed}", algo, policy, seed, changes) for seed in table["seeds"]]
             jobs |= {job.name: job for job in runs}
     return list(jobs.values())
@@ -98,6 +103,18 @@ def _policy(about: dict[str, Any], output: Path, where: str) -> BasePolicy:
         return base_policies.to_be_made(base, output)
     except (ValueError, KeyError, gym.error.Error) as error:
         raise PlanError(f"{where}: base: {error.args[0] if error.args else error}") from error
+
+
+def _own_policy(about: dict[str, Any], pretrain: Any, output: Path, where: str) -> BasePolicy:
+    """Return a method's own base policy: the task's, pretrained otherwise on the same demonstrations."""
+    if "base" not in about:
+        raise PlanError(f"{where} pretrains a policy of its own, which needs a task with a base, not with a policy")
+    base = dict(about["base"])
+    return _policy({"base": base | {"pretrain": _joined(base.get("pretrain", []), pretrain)}}, output, where)
+
+
+def _joined(first: Any, second: Any) -> Any:
+    return [*first, *second] if isinstance(first, list) and isinstance(second, list) else second
 
 
 def _read(file: Path) -> dict[str, Any]:

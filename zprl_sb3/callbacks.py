@@ -64,7 +64,7 @@ class SteeringEvalCallback(BaseCallback):
         self.rows = [row for row in rows if row["chunks"] <= done]
         self._latest = int(self.rows[-1]["chunks"]) if self.rows else -1
         last = int(self.rows[-1]["env_steps"]) if self.rows else 0
-        # Only SteeringSAC keeps count; with the others what lies between last row and snapshot is not known.
+        # Our algorithms keep count; with the others what lies between last row and snapshot is not known.
         self._env_steps = getattr(self.model, "env_steps", last)
 
     def _on_rollout_start(self) -> None:

@@ -146,7 +146,7 @@ def _load_own(path: Path, config: dict[str, Any]) -> FlowPolicy:
 
 def _build(config: dict[str, Any], file: Path) -> FlowPolicy:
     try:
-        policy = FlowPolicy(FlowPolicyConfig(**_settings(config["policy"])))
+        policy = FlowPolicy(policy_config(config["policy"]))
         if config["bottleneck"] is not None:
             policy.bottleneck = Bottleneck(policy.context_dim, BottleneckConfig(**config["bottleneck"]))
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -154,13 +154,14 @@ def _build(config: dict[str, Any], file: Path) -> FlowPolicy:
     return policy
 
 
-def _settings(policy: dict[str, Any]) -> dict[str, Any]:
+def policy_config(policy: Mapping[str, Any]) -> FlowPolicyConfig:
+    """Return an architecture that went through JSON, where tuples become lists."""
     settings: dict[str, Any] = {}
     settings |= {key: tuple(value) if isinstance(value, list) else value for key, value in policy.items()}
     if "observation_dims" in settings:  # format 1, which knew no images
         settings["observation_shapes"] = {key: [size] for key, size in settings.pop("observation_dims").items()}
     settings["observation_shapes"] = {key: tuple(shape) for key, shape in settings["observation_shapes"].items()}
-    return settings
+    return FlowPolicyConfig(**settings)
 
 
 def read_weights(path: Path, config: Mapping[str, Any]) -> dict[str, th.Tensor]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from zprl_sb3.dppo import DPPO
 from zprl_sb3.dsrl_na import DSRLNA
+from zprl_sb3.reinflow import ReinFlow
 from zprl_sb3.sac import SteeringSAC
 
-OURS: dict[str, type[SteeringSAC]] = {"sac": SteeringSAC, "dsrl_na": DSRLNA}
+OURS: dict[str, type[BaseAlgorithm]] = {"sac": SteeringSAC, "dsrl_na": DSRLNA, "reinflow": ReinFlow, "dppo": DPPO}
 CONTRIB = {"tqc": "TQC", "trpo": "TRPO"}
 SOE = "soe"  # no algorithm of SB3's: it explores and retrains, see zprl_sb3.scripts.soe
-RETRAINED = "retrained"  # its final policy, in the run's folder
+RETRAINED = "retrained"  # the final policy of what changes weights, in the run's folder
+RETRAINS = (SOE, "reinflow", "dppo")
+"""What leaves such a policy."""
 LEARNERS = (*OURS, *CONTRIB, SOE)
-ALGORITHMS = ("zprl", "po_dec", "dsrl", "dsrl_na", "resemb", "soe", "tqc", "trpo")
+ALGORITHMS = ("zprl", "po_dec", "dsrl", "dsrl_na", "resemb", "reinflow", "dppo", "soe", "tqc", "trpo")
 """The methods, each with its settings in ``hyperparams/``."""
 
 

@@ -1,4 +1,4 @@
-"""What can be steered: the protocol every frozen policy meets, and our flow-matching policy."""
+"""What can be steered: the protocol every frozen policy meets, and our policy, by flow matching or diffusion."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch as th
 from torch import nn
 
 from zprl_sb3.bottleneck import Bottleneck
-from zprl_sb3.flow import flow_loss, sample, time_grid
 from zprl_sb3.networks import ConditionalUnet1d, mlp
 from zprl_sb3.normalizer import Normalizer
+from zprl_sb3.objectives import OBJECTIVES, Denoising, FlowMatching, objective_of
 from zprl_sb3.vision import ImageEncoder
 
 Observation = Mapping[str, th.Tensor]
@@ -122,8 +122,9 @@ class FlowPolicyConfig:
     :param crop: Height and width that images are cropped to; empty: the whole image
     :param resnet_widths: Channels of each camera's ResNet (paper: ResNet-18)
     :param image_dim: Size of a camera's part of the context
+    :param objective: ``"flow"``, or ``"diffusion"`` (DDPM, sampled as DDIM) as DPPO needs it
     :raises ValueError: If the horizon does not fit the U-Net, the chunk does not fit the horizon, a shape is neither
-        that of a vector nor that of an image, or the crop is larger than an image
+        that of a vector nor that of an image, the crop is larger than an image, or there is no such objective
     """
 
     observation_shapes: dict[str, tuple[int, ...]]
@@ -138,6 +139,7 @@ class FlowPolicyConfig:
     crop: tuple[int, ...] = field(default=())
     resnet_widths: tuple[int, ...] = (64, 128, 256, 512)
     image_dim: int = 256
+    objective: str = "flow"
 
     def __post_init__(self) -> None:
         multiple = 2 ** (len(self.unet_widths) - 1)
@@ -146,6 +148,8 @@ class FlowPolicyConfig:
                 f"horizon {self.horizon} must be a multiple of {multiple} for a U-Net of {len(self.unet_widths)} levels"
             )
         check_chunk(self.chunk, self.horizon)
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective is one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
         for key, shape in self.observation_shapes.items():
             if len(shape) != 1 and (len(shape) != 3 or shape[2] != 3):
                 raise ValueError(f"observation {key!r} is neither a vector nor an image (H, W, 3) but of shape {shape}")
@@ -169,7 +173,7 @@ def check_chunk(chunk: int, horizon: int) -> None:
 
 
 class FlowPolicy(nn.Module):
-    """Flow-matching policy over action chunks, optionally with a bottleneck.
+    """Policy over action chunks, by flow matching or diffusion, perhaps with a bottleneck.
 
     :param config: Architecture
     :param bottleneck: The VIB on this policy's context, or None
@@ -204,6 +208,11 @@ class FlowPolicy(nn.Module):
         """Where the weights are."""
         return self.obs_normalizer.center.device
 
+    @property
+    def objective(self) -> FlowMatching | Denoising:
+        """What the U-Net predicts, and how it is sampled from."""
+        return objective_of(self.config.objective, self.config.sampling_steps)
+
     def context(self, obs: Observation, where: th.Tensor | None = None) -> th.Tensor:
         """Return c (B, C) **with** gradients: frame by frame, oldest first, the images' features, then the vectors.
 
@@ -222,9 +231,9 @@ class FlowPolicy(nn.Module):
     def set_sampling_steps(self, steps: int) -> None:
         """Let the sampler take so many steps.
 
-        :raises ValueError: If there is none
+        :raises ValueError: If there is none, or more than it was trained with
         """
-        time_grid(steps)
+        objective_of(self.config.objective, steps)
         self.config = replace(self.config, sampling_steps=steps)
 
     @th.no_grad()
@@ -248,7 +257,7 @@ class FlowPolicy(nn.Module):
         """
         if noise is None:
             noise = th.randn((len(condition), *self.noise_shape), generator=generator, device=condition.device)
-        return self.action_normalizer.inverse(sample(self.unet, noise, condition, self.config.sampling_steps))
+        return self.action_normalizer.inverse(self.objective.sample(self.unet, noise, condition))
 
     @property
     def target_steps(self) -> range:
@@ -262,7 +271,7 @@ class FlowPolicy(nn.Module):
     def imitation_loss(
         self, condition: th.Tensor, context: th.Tensor, actions: th.Tensor, noise: th.Tensor, times: th.Tensor
     ) -> th.Tensor:
-        """Return the flow-matching loss of conditions (B, C), for a frozen policy that a bottleneck is attached to.
+        """Return the objective's loss of conditions (B, C), for a frozen policy that a bottleneck is attached to.
 
         :param condition: c through the bottleneck
         :param context: c, not needed here
@@ -270,7 +279,7 @@ class FlowPolicy(nn.Module):
         :param noise: w (B, T, A)
         :param times: k (B,)
         """
-        return flow_loss(self.unet, self.action_normalizer(actions), noise, times, condition)
+        return self.objective.loss(self.unet, self.action_normalizer(actions), noise, times, condition)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of architecture, weights and normalisers, bottleneck included.
@@ -279,6 +288,8 @@ class FlowPolicy(nn.Module):
         """
         config = asdict(self.config)
         del config["chunk"]
+        if config["objective"] == "flow":  # as before there was a choice
+            del config["objective"]
         if not self.image_keys:  # as before there were images, so that what was trained on such a policy still knows it
             shapes = config.pop("observation_shapes")
             config = {name: value for name, value in config.items() if name not in IMAGE_SETTINGS}

@@ -76,7 +76,8 @@ def _named(members: Sequence[Run], peers: Sequence[Run]) -> Group:
     :param peers: One run of each group of the method, in all environments
     """
     run, differing = members[0], _differing([(peer.env_id, peer.facts) for peer in peers])
-    steers = run.method != METHODS["latent", "soe"]  # which has a λ like all, and no use for it
+    # Which have a λ like all, and no use for it.
+    steers = run.method != METHODS["latent", "soe"] and run.facts.get("steering") != "weights"
     scale = [f"λ = {run.facts['scale']:g}"] if steers else []
     others = [key for key in differing if key != "scale" and str(run.facts.get(key)) != _usual(key, peers)]
     more = [f"{_short_key(key, differing)} = {_short_value(run.facts.get(key), key, peers)}" for key in others]

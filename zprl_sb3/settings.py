@@ -26,6 +26,8 @@ METHODS = {
     ("noise", "sac"): "DSRL",
     ("noise", "dsrl_na"): "DSRL-NA",
     ("embedding", "sac"): "ResEmb",
+    ("weights", "reinflow"): "ReinFlow",
+    ("weights", "dppo"): "DPPO",
     ("latent", "tqc"): "TQC",
     ("latent", "trpo"): "TRPO",
     ("latent", "soe"): "SOE",

@@ -33,7 +33,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_wrapper
 
 from zprl_sb3.checkpoint import load_policy, read_config
-from zprl_sb3.learners import ALGORITHMS, OURS, SOE, learner
+from zprl_sb3.learners import ALGORITHMS, OURS, RETRAINS, learner
 from zprl_sb3.robot_envs import check_kwargs
 from zprl_sb3.scripts.common import device_of, make_arguments
 from zprl_sb3.settings import AUTO, load_settings
@@ -47,8 +47,11 @@ try:
 except ImportError as error:
     raise ImportError(f"rl_zoo3 cannot be imported ({error}). Install it with: pip install 'zprl-sb3[zoo]'") from error
 
-FILES = {algo: f"{algo}.yml" for algo in ALGORITHMS if algo != SOE} | {"sac": "tqc.yml"}
-"""The settings of each ``--algo``. SB3's SAC, which ``zprl train`` does not have, shares TQC's arguments."""
+FILES = {algo: f"{algo}.yml" for algo in ALGORITHMS if algo not in RETRAINS} | {"sac": "tqc.yml"}
+"""The settings of each ``--algo``; what leaves a checkpoint is for ``zprl train``.
+
+SB3's SAC, which ``zprl train`` does not have, shares TQC's arguments.
+"""
 
 OF_THE_ZOO = {"eval_freq", "eval_episodes", "eval_beside", "save_freq", "subprocess"}
 

@@ -22,6 +22,7 @@ from zprl_sb3.benchmark import PlanError, read_plan
 from zprl_sb3.checkpoint import CheckpointError, read_config
 from zprl_sb3.files import read_rows
 from zprl_sb3.jobs import Job, JobFailed
+from zprl_sb3.learners import ALGORITHMS
 from zprl_sb3.locks import holder
 from zprl_sb3.report import read_run
 from zprl_sb3.scripts import cli
@@ -84,7 +85,7 @@ def test_a_plan_is_every_task_with_every_method_and_seed(plan: Any, tmp_path: Pa
         ({"tasks": {"reach": {"base": {"env": "CartPole-v1"}}}}, PlanError, "no scripted demonstrator for CartPole"),
         ({"tasks": ["reach"]}, PlanError, "tasks is a table of tables"),
         ({"methods": {"best": {}}}, PlanError, "method best is none of zprl, po_dec"),
-        ({"methods": {"zprl": {"sets": []}}}, PlanError, "zprl has no sets; known are algo, set"),
+        ({"methods": {"zprl": {"sets": []}}}, PlanError, "zprl has no sets; known are algo, pretrain, set"),
         ({"methods": {"zprl": {"set": ["scales=1"]}}}, KeyError, "unknown setting 'scales'"),
         ({"tasks": {"reach": {"policy": "nowhere"}}}, CheckpointError, "nowhere"),
     ],
@@ -147,6 +148,36 @@ def test_the_papers_ablations_have_names(name: str, runs: int, tmp_path: Path) -
     assert len(trainings) == runs
     assert len({job.commands[0] for job in trainings}) == runs
     assert {job.name[-2:] for job in trainings} == {"-0", "-1", "-2"}
+
+
+def test_a_method_may_have_a_base_policy_of_its_own(plan: Any, tmp_path: Path) -> None:
+    tasks = {"push": {"base": PUSH | {"pretrain": ["training.steps=50"]}}}
+    methods = {"zprl": {}, "dppo": {"pretrain": ["+model.objective=diffusion"], "set": ["n_envs=3"]}}
+    changes = [change for change in TINY if not change.startswith("algorithm.")]
+    file = plan(tasks=tasks, methods=methods, seeds=[0], set=changes)
+    jobs = {job.name: job for job in read_plan(file, tmp_path / "out")}
+    flow, diffusion = (name for name in jobs if name.startswith("policies/"))
+    assert jobs[flow].needs == jobs[diffusion].needs == ("demonstrations/Push-v0-100",)
+    assert {jobs[name].needs for name in ("push/base", "push/zprl-0")} == {(flow,)}
+    assert jobs["push/dppo-0"].needs == (diffusion,)
+    commands = [jobs[name].commands[0] for name in (flow, diffusion)]
+    assert set(commands[1]) - set(commands[0]) >= {"+model.objective=diffusion"}
+    assert "training.steps=50" in commands[1]
+    with pytest.raises(PlanError, match=r"push, dppo: base: .*pretrain is a list"):
+        read_plan(plan(tasks=tasks, methods={"dppo": {"pretrain": "x"}}), tmp_path / "out")
+    with pytest.raises(PlanError, match="reach, dppo pretrains a policy of its own, which needs a task with a base"):
+        read_plan(plan(methods={"dppo": {"pretrain": []}}), tmp_path / "out")
+
+
+def test_the_papers_figure_3_has_a_name(tmp_path: Path) -> None:
+    jobs = read_plan("benchmarks/figure3", tmp_path)
+    runs = {job.name: job for job in jobs if job.n_timesteps}
+    tasks, methods = ({name.split("/")[1 - k].removesuffix("-0").removesuffix("-1") for name in runs} for k in (1, 0))
+    assert len(tasks) == 8
+    assert methods == set(ALGORITHMS) - {"tqc", "trpo"}
+    assert len(runs) == 2 * len(tasks) * len(methods)
+    needed = {method: runs[f"can/{method}-0"].needs for method in methods}
+    assert all((needs != needed["zprl"]) == (method == "dppo") for method, needs in needed.items())
 
 
 def test_a_path_goes_before_a_name_of_the_packages(plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from zprl_sb3.scripts import cli
 RUN = [*(change for change in TINY if not change.startswith("algorithm.")), "eval_freq=60"]
 OWN = {
     "soe": ["algorithm.rounds=2"],
+    "reinflow": ["algorithm.n_steps=10", "algorithm.batch_size=20", "algorithm.critic_warmup=0"],
+    "dppo": ["algorithm.n_steps=10", "algorithm.batch_size=20", "algorithm.critic_warmup=0"],
     "tqc": ["algorithm.learning_starts=8", "algorithm.batch_size=8"],
     "trpo": ["algorithm.n_steps=10", "algorithm.batch_size=20"],
     "po_dec": [*TINY, "algorithm.progressive=20"],
@@ -33,12 +35,21 @@ def base(tmp_path_factory: pytest.TempPathFactory, push_demos: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory: pytest.TempPathFactory, push_demos: Path) -> Path:
+    """Return one that denoises."""
+    folder = tmp_path_factory.mktemp("methods") / "diffusion"
+    command = [part for part in pretrain_command(push_demos, folder) if part != "model=state"]
+    assert cli.main([*command, "model=state_diffusion", "model.sampling_steps=2"]) == 0
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_it_runs_on_meta_world(base: Path, tmp_path: Path, algo: str) -> None:
+def test_it_runs_on_meta_world(base: Path, diffusion: Path, tmp_path: Path, algo: str) -> None:
     if algo in CONTRIB:
         pytest.importorskip("sb3_contrib")
-    run = tmp_path / algo
+    run, base = tmp_path / algo, diffusion if algo == "dppo" else base
     changes = [*OWN.get(algo, TINY), *RUN]
     command = ["train", "--algo", algo, "--policy", str(base / "policy"), "--output", str(run), "--set", *changes]
     assert cli.main(command) == 0

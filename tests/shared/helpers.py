@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
+from zprl_sb3.fine_tuning import FineTuning
 from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig
 from zprl_sb3.pretrain.recording import Episode, save_demonstrations
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac import SteeringSAC
-from zprl_sb3.wrappers import LatentSteering, VecSteering, make_vec_steering
+from zprl_sb3.wrappers import LatentSteering, VecSteering, WeightSteering, make_vec_steering
 
+Tuning = TypeVar("Tuning", bound=FineTuning)
 POINT_ID = "test/PointReach-v0"
 POINT_DICT_ID = "test/PointReachDict-v0"
 POINT_IMAGES_ID = "test/PointReachImages-v0"
@@ -213,6 +215,27 @@ def steered_points(
     """
     steering = LatentSteering(policy or tiny_policy(), scale, sample_latent)
     return make_vec_steering(POINT, steering, n_envs, gamma, **kwargs)
+
+
+def tuned_points(policy: FlowPolicy | None = None, n_envs: int = 2, gamma: float = 0.9, **kwargs: Any) -> VecSteering:
+    """Return the toy task in ``n_envs`` environments, as those who tune a tiny policy's weights see it.
+
+    :param kwargs: Further arguments of :func:`make_vec_steering`
+    """
+    return make_vec_steering(POINT, WeightSteering(policy or tiny_policy()), n_envs, gamma, **kwargs)
+
+
+def tiny_tuning(cls: type[Tuning], env: Any, **kwargs: Any) -> Tuning:
+    """Return ReinFlow or DPPO with small networks on :func:`tuned_points`.
+
+    :param cls: Which
+    :param env: The environment
+    :param kwargs: Further arguments; ``policy_kwargs`` are added to these
+    """
+    settings: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    settings |= kwargs
+    settings["policy_kwargs"] = {"net_arch": [16]} | kwargs.get("policy_kwargs", {})
+    return cls("MultiInputPolicy", env, **settings)
 
 
 def tiny_model(env: Any = None, **kwargs: Any) -> SteeringSAC:

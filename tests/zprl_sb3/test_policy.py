@@ -145,6 +145,7 @@ def test_the_fingerprint_changes_with_every_setting_of_the_architecture() -> Non
         "time_dim": 16,
         "encoder_sizes": (4,),
         "sampling_steps": 5,
+        "objective": "diffusion",
     }
     assert {*changes, "chunk", *IMAGE_SETTINGS} == set(vars(policy.config))
     seen = {policy.fingerprint()}
@@ -204,6 +205,7 @@ def test_the_same_seed_makes_the_same_policy() -> None:
         ({"horizon": 4, "chunk": 5}, r"A chunk of 5 actions cannot be executed: .* predicts 4 \(choose 1 to 4\)"),
         ({"horizon": 4, "chunk": 0}, "A chunk of 0 actions"),
         ({"horizon": 0, "chunk": 1}, "A chunk of 1 actions"),
+        ({"objective": "score"}, "objective is one of flow, diffusion, not 'score'"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:

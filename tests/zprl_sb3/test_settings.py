@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from zprl_sb3.chain_policy import ChainPolicy
+from zprl_sb3.dppo import DPPO, DPPOPolicy
+from zprl_sb3.fine_tuning import FineTuning
+from zprl_sb3.reinflow import ReinFlow, ReinFlowPolicy
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.robot_envs.collection import check_settings
 from zprl_sb3.sac import SteeringSAC
@@ -288,6 +292,23 @@ def test_a_baseline_differs_from_zprl_in_what_is_its_own(name: str, env_id: str)
     different = {key for key in zprl.keys() | baseline.keys() if zprl.get(key) != baseline.get(key)}
     assert "steering" in different
     assert different <= own | {"algorithm.policy_kwargs.log_std_bounds"}
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "policy"), [("reinflow", ReinFlow, ReinFlowPolicy), ("dppo", DPPO, DPPOPolicy)]
+)
+def test_what_tunes_weights_takes_its_settings(name: str, cls: type, policy: type) -> None:
+    known = {*inspect.signature(cls).parameters, *inspect.signature(FineTuning).parameters}
+    of_policy = {*inspect.signature(policy).parameters, *inspect.signature(ChainPolicy).parameters}
+    for env_id in ("zprl/Can-v0", "zprl/Square-v0", "zprl/BoxClose-v0"):
+        for observation in ("state", "image"):
+            settings = load_settings(f"{name}.yml", env_id, (), observation)
+            assert set(settings["algorithm"]) <= known
+            assert set(settings["algorithm"]["policy_kwargs"]) <= of_policy
+            assert (settings["steering"], settings["learner"], settings["scale"]) == ("weights", name, 1.0)
+    # Theirs is a discount per chunk.
+    assert load_settings(f"{name}.yml", "zprl/Square-v0")["gamma"] ** 4 == pytest.approx(0.999, abs=1e-6)
+    assert load_settings(f"{name}.yml", "zprl/Transport-v0")["gamma"] ** 5 == pytest.approx(0.999, abs=1e-6)
 
 
 def test_changes_for_state_observations_come_on_demand(tmp_path: Path) -> None:

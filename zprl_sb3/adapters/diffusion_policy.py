@@ -22,13 +22,13 @@ import torch as th
 from torch import nn
 
 from zprl_sb3.adapters.base import AdaptedPolicy, AdapterError
-from zprl_sb3.adapters.diffusion import Denoiser, Diffusion
 from zprl_sb3.adapters.diffusion_policy_encoders import HybridEncoder, ImageEncoder, VectorEncoder, of_robomimic
 from zprl_sb3.adapters.diffusion_policy_file import Checkpoint, read_checkpoint
 from zprl_sb3.adapters.inputs import environment_keys
 from zprl_sb3.adapters.unet import Unet1d
 from zprl_sb3.adapters.weights import rebuilt
 from zprl_sb3.adapters.zprl_authors import Flow, embedded_features, encoder_settings, read_bottleneck, renamed_encoder
+from zprl_sb3.diffusion import Denoiser, Diffusion
 from zprl_sb3.policy import Observation
 from zprl_sb3.wrappers.chunking import BOX_KEY
 

@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from zprl_sb3.adapters.base import AdapterError
-from zprl_sb3.adapters.diffusion import Denoiser, Diffusion
 from zprl_sb3.adapters.lerobot_folder import ENVIRONMENT, STATE, Folder
 from zprl_sb3.adapters.lerobot_policy import Inputs, LeRobotPolicy, action_size
 from zprl_sb3.adapters.resnet import group_norm, map_shape, resnet
 from zprl_sb3.adapters.unet import Unet1d
 from zprl_sb3.adapters.weights import rebuilt
+from zprl_sb3.diffusion import Denoiser, Diffusion
 from zprl_sb3.policy import Observation
 
 SCHEDULER = (

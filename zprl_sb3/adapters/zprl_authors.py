@@ -19,10 +19,10 @@ from typing import Any
 import torch as th
 
 from zprl_sb3.adapters.base import AdapterError
-from zprl_sb3.adapters.diffusion import Denoiser
 from zprl_sb3.adapters.diffusion_policy_file import Checkpoint
 from zprl_sb3.adapters.weights import rebuilt
 from zprl_sb3.bottleneck import Bottleneck, BottleneckConfig
+from zprl_sb3.diffusion import Denoiser
 from zprl_sb3.flow import LEVELS, flow_loss, sample, time_grid
 
 CAMERA = r"key_model_map\.(?P<key>[^.]+)\."

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch as th
 
-from zprl_sb3.adapters.diffusion import Diffusion
+from zprl_sb3.diffusion import Diffusion
 
-GOLDEN = np.load(Path(__file__).parent / "fixtures" / "diffusion" / "chains.npz")
+GOLDEN = np.load(Path(__file__).parent / "adapters" / "fixtures" / "diffusion" / "chains.npz")
 CASES = json.loads(str(GOLDEN["cases"]))
 
 

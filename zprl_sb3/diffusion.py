@@ -1,4 +1,4 @@
-"""Denoising diffusion of action chunks, as policies of other projects were trained with it through ``diffusers``.
+"""Denoising diffusion of action chunks, as policies of ours and, through ``diffusers``, of other projects have it.
 
 x_0 is the chunk, x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε its noisy form. A network predicts from x_t and t either ε, x_0 or the
 velocity v = √ᾱ_t ε − √(1 − ᾱ_t) x_0. Sources: Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM), Nichol and Dhariwal 2021
@@ -149,12 +149,27 @@ class Diffusion:
         return x
 
     def _ddim(self, prediction: th.Tensor, x: th.Tensor, t: int) -> th.Tensor:
-        """Song et al., equation 12 with σ = 0."""
-        clean, epsilon = self._parts(prediction, x, self.alphas_bar[t])
+        return self.transition(prediction, x, th.full((len(x),), t, device=x.device), eta=0.0)[0]
+
+    def transition(self, prediction: th.Tensor, x: th.Tensor, t: th.Tensor, eta: float) -> tuple[th.Tensor, th.Tensor]:
+        """Return mean (B, T, A) and deviation σ (B, 1, 1) of what DDIM's step leads to (Song et al., eqs. 12 and 16).
+
+        :param prediction: Of the network for x and t, (B, T, A)
+        :param x: x_t (B, T, A)
+        :param t: Of the sampled steps, (B,)
+        :param eta: η: 0 is DDIM's own σ = 0, 1 that of DDPM
+        """
+        bars = self.alphas_bar.to(x.device)
+        alpha_bar, target = bars[t][:, None, None], self._earlier(bars, t)[:, None, None]
+        clean, epsilon = self._parts(prediction, x, alpha_bar)
+        std = eta * ((1 - target) / (1 - alpha_bar) * (1 - alpha_bar / target)).sqrt()
+        return target.sqrt() * clean + (1 - target - std**2).clamp(min=0).sqrt() * epsilon, std
+
+    def _earlier(self, bars: th.Tensor, t: th.Tensor) -> th.Tensor:
+        """Return ᾱ where DDIM's step from t leads to (B,)."""
         earlier = t - self.num_train_timesteps // self.sampling_steps
-        last = self.alphas_bar.new_tensor(1.0) if self.set_alpha_to_one else self.alphas_bar[0]
-        target = self.alphas_bar[earlier] if earlier >= 0 else last
-        return target.sqrt() * clean + (1 - target).sqrt() * epsilon
+        last = th.ones_like(bars[:1]) if self.set_alpha_to_one else bars[:1]
+        return th.where(earlier >= 0, bars[earlier.clamp(min=0)], last)
 
     def _ddpm(self, prediction: th.Tensor, x: th.Tensor, index: int, fresh: th.Tensor) -> th.Tensor:
         """Ho et al., equations 6 and 7, between two of the sampled steps."""
