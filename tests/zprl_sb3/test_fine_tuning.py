@@ -223,7 +223,7 @@ def off_course(cls: type[FineTuning]) -> FlowPolicy:
     for _ in range(250):
         state = th.rand(128, 4) * 2 - 1
         x, y = (state[:, 2:] - state[:, :2]).T
-        way = (th.stack([x - y, x + y], dim=1) / 2**0.5).clamp(-1, 1)
+        way = (th.stack([x - y, x + y], dim=1) / 2**0.5).clamp(-0.6, 0.6)  # DPPO's clipped x_0 learns nothing from 1
         actions = way[:, None] + 0.05 * th.randn(128, 4, 2)
         times = sample_times(128, state.device)
         loss = policy.objective.loss(policy.unet, actions, th.randn(128, 4, 2), times, policy.context({"state": state}))
@@ -240,10 +240,13 @@ def test_a_policy_that_is_off_course_is_put_right(cls: type[FineTuning]) -> None
     judge = make_vec_steering(POINT, WeightSteering(policy), 8, GAMMA, seeded_episodes=True)
     settings = {"n_steps": 12, "batch_size": 96, "n_epochs": 5, "vf_learning_rate": 3e-3}
     settings |= {"clip_range": 0.05, "bootstrap_timeouts": False}
+    if cls is DPPO:  # of two steps the first decides most, and its own clip range would hardly let it
+        settings["first_clip_range"] = 0.05
     model = tuning(cls, env=tuned_points(policy, n_envs=16), learning_rate=1e-3, **settings)
     before = evaluate(Exploring(model), judge, 3, 80).success_rate
     model.learn(1920 if cls is ReinFlow else 3072)
-    assert evaluate(Exploring(model), judge, 3, 80).success_rate > before + 0.1
+    after = evaluate(Exploring(model), judge, 3, 80).success_rate
+    assert after > before + 0.1, (before, after)
 
 
 # --- Runs
