@@ -84,6 +84,7 @@ def evaluate_base(
     env_kwargs: dict[str, Any] | None = None,
     videos: Videos | None = None,
     subprocess: bool = False,
+    sampling_steps: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate a base policy in the ways of :data:`WAYS` and return the results by name.
 
@@ -99,11 +100,12 @@ def evaluate_base(
     :param env_kwargs: Further arguments of ``gymnasium.make``, beside those of the demonstrations
     :param videos: Videos to write, those of the first way only
     :param subprocess: One process for each of up to 25 environments
+    :param sampling_steps: K; the checkpoint's own where None
     """
-    policy = load_policy(checkpoint, chunk, device_of(device))
+    policy = load_policy(checkpoint, chunk, device_of(device), sampling_steps)
     arguments = make_arguments(checkpoint, env_kwargs or {})
     results: dict[str, dict[str, Any]] = {}
-    # A fine-tuned policy has left its bottleneck behind. Beside a real robot stands somebody: what steering starts from.
+    # A fine-tuned policy has no bottleneck. Somebody stands beside a real robot: only what steering starts from.
     ways = [way for way in WAYS.items() if policy.bottleneck is not None or way[1][0] is not LatentSteering]
     for name, (kind, noise) in ways[: 1 if is_real(policy.env_id) else None]:
         steering = kind(policy, scale=1.0, noise=noise)
@@ -266,6 +268,7 @@ def parser() -> argparse.ArgumentParser:
         help="one process for each of up to 25 environments, where there are cores and memory (robosuite 0.5 GB each)",
     )
     parser.add_argument("--chunk", type=at_least(1), help="h of a base policy; default: the checkpoint's own")
+    parser.add_argument("--sampling-steps", type=at_least(1), help="K of a base policy; default: the checkpoint's own")
     parser.add_argument(
         "--output",
         help="JSON file; default: evaluation.json or evaluation_zero_noise.json in a run's folder, "
@@ -287,8 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = evaluate_run(what, args.episodes, args.seed, args.noise, args.device, videos, args.subprocess)
         results = {"steered, zero noise" if zero else "steered": content}
     else:
-        chunk, device = args.chunk, args.device
-        results = content = evaluate_base(what, args.episodes, args.seed, device, chunk, None, videos, args.subprocess)
+        given = {"chunk": args.chunk, "sampling_steps": args.sampling_steps, "subprocess": args.subprocess}
+        results = content = evaluate_base(what, args.episodes, args.seed, args.device, videos=videos, **given)
     write_json(output, content)
     print(table(results))
     print(f"Wrote {output}{f' and videos to {videos.folder}' if videos else ''}")

@@ -148,6 +148,16 @@ def test_a_shorter_chunk_may_be_chosen(toy_policy: Path) -> None:
     assert load_policy(toy_policy).chunk == 2
 
 
+def test_a_base_policy_may_be_sampled_with_more_steps(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    results = []
+    for number in ("1", "8"):
+        file = tmp_path / f"{number}.json"
+        command = ["evaluate", toy_policy, "--episodes", "8", "--sampling-steps", number, "--output", file]
+        assert zprl(*command)[0] == 0
+        results.append(json.loads(file.read_text()))
+    assert results[0] != results[1]
+
+
 def test_a_table_has_a_row_for_each_result() -> None:
     result = {"success_rate": 0.5, "ci95": (0.25, 0.75), "mean_length": 10.0, "mean_length_of_successes": 8.0}
     never = result | {"success_rate": 0.0, "mean_length_of_successes": None}
