@@ -88,7 +88,7 @@ def test_a_calibrated_run_records_its_lambda_resumes_with_it_and_is_reported(
     output, scale = tmp_path / "run", calibrate(policy, demos_of(policy)).scale
     code, out, _ = zprl(*train_command(policy, output, "scale=auto", "n_timesteps=40"))
     assert code == 0
-    assert f"with λ = {scale:g} and seed 0" in out
+    assert f"Steering with λ = {scale:g}: " in out
     assert "compare z̃ with the demonstrations in runs/demos.hdf5" in out
     run = read_yaml(output / "run.yml")
     assert (run["settings"]["scale"], run["scale"]) == ("auto", scale)

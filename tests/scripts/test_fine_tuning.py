@@ -54,15 +54,10 @@ def test_a_run_goes_on_and_leaves_a_policy_that_does_what_its_model_does(algo: s
 
     assert zprl("evaluate", run, "--episodes", "10")[0] == 0
     assert zprl("evaluate", run / "retrained", "--episodes", "10", "--output", tmp_path / "tuned.json")[0] == 0
-    assert zprl("evaluate", policy, "--episodes", "10", "--output", tmp_path / "base.json")[0] == 0
-    steered, (exported, before) = (
-        json.loads((run / "evaluation.json").read_text()),
-        (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("tuned", "base")),
-    )
+    steered, exported = (json.loads(file.read_text()) for file in (run / "evaluation.json", tmp_path / "tuned.json"))
     assert exported.keys() == {"base through c", "base through c, zero noise"}
     for figure in ("success_rate", "mean_length", "mean_return", "route"):
         assert steered[figure] == exported["base through c"][figure]
-    assert steered["mean_length"] != before["base through c"]["mean_length"]
     assert zprl("evaluate", run, "--episodes", "2", "--noise", "zero")[0] == 0
     assert read_run(run).method == {"reinflow": "ReinFlow", "dppo": "DPPO"}[algo]
 

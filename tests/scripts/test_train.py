@@ -158,9 +158,9 @@ def test_without_sb3_contrib_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["steering=latents"], "steering is one of latent, action, noise, embedding, not 'latents'"),
+        (["steering=latents"], "steering is one of latent, action, noise, embedding, weights, not 'latents'"),
         (["steering=action", "scale_by=demos.hdf5"], "scale_by: with steering latent and learner sac only"),
-        (["learner=ppo"], "learner is one of sac, dsrl_na, tqc, trpo, soe, not 'ppo'"),
+        (["learner=ppo"], "learner is one of sac, dsrl_na, reinflow, dppo, tqc, trpo, soe, not 'ppo'"),
         (["learner=dsrl_na"], "DSRL-NA steers the noise, but in this environment latent is steered"),
         (["sampling_steps=0"], "The sampler needs at least one step, not 0"),
     ],
@@ -573,7 +573,7 @@ def make_envs(policy: Path, **changes: Any) -> tuple[VecSteering, VecSteering]:
     """Return the environments to train and to evaluate in."""
     settings = SETTINGS | changes
     arguments = (load_policy(policy), policy, settings["scale"], settings)
-    return program._make_env(*arguments), program._make_eval_env(*arguments)
+    return program._make_env(*arguments, policy.parent / "run"), program._make_eval_env(*arguments)
 
 
 def test_evaluations_use_the_mean_and_training_samples(toy_policy: Path) -> None:
