@@ -194,6 +194,43 @@ def test_a_stop_by_another_thread_ends_the_episode_before_the_next_command(task:
         assert len(table.robot.commands) == sent
 
 
+def test_a_stop_that_was_said_before_there_was_a_robot_keeps_it_from_going_home(task: Path) -> None:
+    with Table(task) as table:
+        table.person.said.append(Signal.STOP)
+        homes: list[int] = []
+        cleared = table.person.cleared
+
+        def note() -> bool:
+            homes.append(table.robot.homes)
+            return cleared()
+
+        table.person.cleared = note  # type: ignore[method-assign]
+        table.env.reset()
+        assert homes == [0]
+        assert "stopped" in table.person.phases()
+        assert table.robot.homes == 1
+
+
+def test_a_stop_while_another_one_is_cleared_is_not_lost(task: Path) -> None:
+    with Table(task, ScriptedPerson([{1: Signal.STOP}])) as table:
+        table.episode()
+        homes, again = table.robot.homes, [True]
+        cleared = table.person.cleared
+
+        def press() -> bool:
+            if again and again.pop():  # as a page does: the answer is on its way, nothing is cleared yet
+                table.person.said.append(Signal.STOP)
+            else:
+                assert table.robot.homes == homes
+            return cleared()
+
+        table.person.cleared = press  # type: ignore[method-assign]
+        table.env.reset()
+        assert again == []
+        assert table.person.phases().count("stopped") == 2
+        assert table.robot.homes == homes + 1
+
+
 def test_the_robot_waits_for_the_scene(task: Path) -> None:
     person = ScriptedPerson()
     person.patience = 5
