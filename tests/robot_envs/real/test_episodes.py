@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,31 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     with pytest.raises(DemonstrationError, match="not a journal"):
         read_journal(path)
+
+
+@pytest.mark.parametrize("place", [3, 30])  # in the line that names the format; in the header
+def test_what_cannot_be_read_is_kept_and_its_number_with_it(tmp_path: Path, place: int) -> None:
+    path = write(tmp_path, 3)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+    with closing(Archive(tmp_path, SOURCE)) as archive:
+        assert archive.recovered == []
+        assert (tmp_path / "episode_000000.damaged").read_bytes() == bytes(data)
+        archive.begin(observation(0), 2)
+        assert (tmp_path / "episode_000001.journal").exists()
+
+
+def test_a_journal_goes_when_the_disk_holds_what_it_became(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, held = write(tmp_path, 3), list[tuple[str, bool]]()
+
+    def note(descriptor: int) -> None:
+        held.append((os.readlink(f"/proc/self/fd/{descriptor}"), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    assert convert(path) == tmp_path / "episode_000000.hdf5"
+    assert held == [(str(tmp_path / "episode_000000.hdf5"), True)]
+    assert not path.exists()
 
 
 def test_an_archive_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
