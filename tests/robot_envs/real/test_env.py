@@ -114,6 +114,21 @@ def test_success_ends_and_is_rewarded(task: Path) -> None:
         assert "aborted" not in info
 
 
+def test_a_success_counts_though_nothing_more_is_seen(task: Path) -> None:
+    with Table(task, ScriptedPerson([{2: Signal.SUCCESS}])) as table:
+        poll = table.person.poll
+
+        def break_with_success() -> Signal | None:
+            signal = poll()
+            table.robot.broken = signal is Signal.SUCCESS
+            return signal
+
+        table.person.poll = break_with_success  # type: ignore[method-assign]
+        _, reward, terminated, _, info = table.episode()[-1]
+        assert (reward, terminated, info["ending"]) == (1.0, True, "success")
+        assert "aborted" not in info
+
+
 def test_failure_ends_and_is_not_rewarded(task: Path) -> None:
     with Table(task, ScriptedPerson([{2: Signal.FAILURE}])) as table:
         _, reward, terminated, truncated, info = table.episode()[-1]
