@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import threading
@@ -74,9 +73,6 @@ class Archive:
         self.recovered = recover(self.folder)
         """What crashes have left, as files."""
 
-    def __len__(self) -> int:
-        return len(self._numbers())
-
     def _numbers(self) -> list[int]:
         names = (re.fullmatch(r"episode_(\d+)\.(hdf5|journal|damaged)", path.name) for path in self.folder.iterdir())
         return sorted({int(name[1]) for name in names if name})
@@ -143,11 +139,6 @@ def recover(folder: Path) -> list[Path]:
     """
     files = (convert(journal) for journal in sorted(folder.glob("episode_*.journal")))
     return [file for file in files if file is not None]
-
-
-def is_full(error: OSError) -> bool:
-    """Tell whether the disk, or one's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def episode_files(folder: str | Path) -> list[Path]:
