@@ -14,7 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from zprl_sb3.background import BackgroundEvaluation
 from zprl_sb3.diagnostics import STEERING_COLUMNS, evaluation_row, in_words
-from zprl_sb3.files import atomic_path, read_rows, recovered, write_rows
+from zprl_sb3.files import atomic_path, read_rows, recovered, to_disk, write_rows
 from zprl_sb3.interrupts import Interrupts
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import VecSteering
@@ -175,6 +175,7 @@ def save_snapshot(model: BaseAlgorithm, folder: str | Path) -> None:
         with open(temporary / RNG, "wb") as file:
             torch_states = [th.get_rng_state(), *th.cuda.get_rng_state_all()]
             th.save({"torch": torch_states, "numpy": numpy_state, "python": random.getstate()}, file)
+        to_disk(temporary)
 
 
 def load_snapshot(cls: type[BaseAlgorithm], folder: str | Path, env: Any, **kwargs: Any) -> BaseAlgorithm:

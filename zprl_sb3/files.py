@@ -48,6 +48,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+def to_disk(path: Path) -> None:
+    """Have the disk hold a file, or all files of a folder, so that what they replace may be removed.
+
+    What was only written may be empty after a power cut, though its name is there.
+    """
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+
+
 def _remove_stale(path: Path) -> None:
     temporary = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.part{re.escape(path.suffix)}")
     for sibling in path.parent.iterdir():

@@ -90,6 +90,7 @@ class SteeringReplayBuffer(ReplayBuffer):
             "reward": (one, th.float32),
             "over": (one, th.bool),
             "timeout": (one, th.bool),
+            "left": (one, th.bool),  # its episode was left in the middle: what follows is of another one
         }
 
     @property
@@ -155,6 +156,7 @@ class SteeringReplayBuffer(ReplayBuffer):
         self._put("reward", place, reward)
         self._put("over", place, done)
         self._put("timeout", place, timeout)
+        self._put("left", place, np.zeros_like(timeout))
         self._first_rows[np.arange(self._count, self._count + self.n_envs) % self.buffer_size] = here.min()
         self._count += self.n_envs
         self._last = {key: values.copy() for key, values in next_obs.items()}
@@ -179,8 +181,16 @@ class SteeringReplayBuffer(ReplayBuffer):
         for key, values in self._last.items():  # after a reset from outside they are others
             same &= (values == obs[key]).all(axis=1)
         if not same.all():
+            self._leave(np.flatnonzero(self._goes_on & ~same))
             rows[~same] = self._write({key: obs[key][~same] for key in ("c", "z")})
         return rows
+
+    def _leave(self, envs: NDArray[np.int64]) -> None:
+        """Note environments whose episode does not go on though it is not over, e.g. where a run is resumed."""
+        if envs.size:
+            last = self._places(self._count - self.n_envs + envs, self.buffer_size)
+            self._put("left", last, np.ones(len(envs), bool))
+            self._begun = self._count
 
     def _write(self, obs: Mapping[str, Array]) -> NDArray[np.int64]:
         numbers = np.arange(self._row, self._row + len(obs["c"]))
@@ -243,7 +253,7 @@ class SteeringReplayBuffer(ReplayBuffer):
         # All environments step together, so each one's next transition comes n_envs later.
         steps = numbers.unsqueeze(1) + self.n_envs * th.arange(self.n_steps, device=self.device)
         places = steps % self.buffer_size
-        ends = self._tables["over"][places] | (steps + self.n_envs >= self._count)
+        ends = self._tables["over"][places] | self._tables["left"][places] | (steps + self.n_envs >= self._count)
         within = (ends.cumsum(dim=1) - ends.long()) == 0
         powers = self.gamma ** th.arange(self.n_steps, device=self.device)
         length = within.sum(dim=1)
@@ -286,6 +296,7 @@ class SteeringReplayBuffer(ReplayBuffer):
     def _fill(self, content: dict[str, Array], start: int) -> None:
         """Begin to count anew with what another one held, whose rows began to count at ``start``."""
         self._allocate()
+        content = {"left": np.zeros_like(content["over"])} | content  # older ones do not say it
         content = content | {name: content[name] - start for name in ("here", "next", "first")}
         for name, values in content.items():
             table = th.as_tensor(self._first_rows) if name == "first" else self._tables[name]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from zprl_sb3.interrupts import TERMINATED
 from zprl_sb3.robot_envs import REAL_ROBOT
 from zprl_sb3.robot_envs.base import image_key
-from zprl_sb3.robot_envs.real.episodes import Archive
+from zprl_sb3.robot_envs.real.episodes import LEARNED, Archive
 from zprl_sb3.robot_envs.real.journal import INTERRUPTED, Source
 from zprl_sb3.robot_envs.real.person import ABORTED, FAILURE, SUCCESS, TIMEOUT, Person
 from zprl_sb3.robot_envs.real.poses import ActionError
@@ -223,6 +223,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         """Make a step, and return how the episode ended with it, if it did, and why."""
         assert self._person is not None
         self._steps += 1
+        ending: str | None = None
         try:
             self._rate.begin()
             stage.send(self._command)
@@ -233,7 +234,8 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
             self._observe(stage)
         except RobotError as error:
             stage.hold()
-            return ABORTED, str(error)
+            # What a person has said of it counts: only what is seen at its end is missing.
+            return (ending, "") if ending in LEARNED else (ABORTED, str(error))
         return ending, self._person.reason
 
     def _observe(self, stage: Stage) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import threading
@@ -15,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zprl_sb3.files import to_disk
 from zprl_sb3.locks import locked, locked_in_turn
 from zprl_sb3.pretrain.demonstrations import DemonstrationError, opened
 from zprl_sb3.pretrain.recording import Episode, save_demonstrations
-from zprl_sb3.robot_envs.real.journal import ENDINGS, INTERRUPTED, Journal, Recorded, Source, read_journal
+from zprl_sb3.robot_envs.real.journal import ENDINGS, INTERRUPTED, Journal, NoStep, Recorded, Source, read_journal
 
 LEARNED = ENDINGS[:3]
 """Endings of episodes that a policy may learn from."""
@@ -30,20 +30,25 @@ Array = NDArray[Any]
 def convert(journal: Path) -> Path | None:
     """Turn a journal into ``episode_000012.hdf5`` in robomimic's layout, and remove it.
 
-    :return: The file; None where the episode had no step, of which nothing is kept
+    :return: The file; None where the episode had no step, of which nothing is kept, and where what is there cannot be
+        read, which is kept as ``episode_000012.damaged``
     :raises OSError: If the disk is full; the journal stays
     """
     path = journal.with_suffix(".hdf5")
     try:
         recorded = read_journal(journal)
-    except DemonstrationError:
+    except NoStep:
         journal.unlink()
+        return None
+    except DemonstrationError:
+        journal.rename(journal.with_suffix(".damaged"))
         return None
     source, facts = recorded.source, {"ending": recorded.ending, **recorded.facts}
     # Images after a step are those before the next one: written twice, they would double the file.
     following = {key: each for key, each in recorded.episode.next_observations.items() if each.ndim < 4}
     episode = replace(recorded.episode, next_observations=following)
     save_demonstrations(path, [episode], source.env_id, source.env_kwargs, "", facts, in_memory=True)
+    to_disk(path)
     journal.unlink()
     return path
 
@@ -68,11 +73,8 @@ class Archive:
         self.recovered = recover(self.folder)
         """What crashes have left, as files."""
 
-    def __len__(self) -> int:
-        return len(self._numbers())
-
     def _numbers(self) -> list[int]:
-        names = (re.fullmatch(r"episode_(\d+)\.(hdf5|journal)", path.name) for path in self.folder.iterdir())
+        names = (re.fullmatch(r"episode_(\d+)\.(hdf5|journal|damaged)", path.name) for path in self.folder.iterdir())
         return sorted({int(name[1]) for name in names if name})
 
     def begin(self, observation: Mapping[str, Array], action_size: int) -> None:
@@ -137,11 +139,6 @@ def recover(folder: Path) -> list[Path]:
     """
     files = (convert(journal) for journal in sorted(folder.glob("episode_*.journal")))
     return [file for file in files if file is not None]
-
-
-def is_full(error: OSError) -> bool:
-    """Tell whether the disk, or one's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def episode_files(folder: str | Path) -> list[Path]:

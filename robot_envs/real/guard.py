@@ -29,6 +29,7 @@ WINDOW = 10.0  # seconds over which the loop's own timing is told
 HOME_TIME = 60.0  # seconds to get home
 END = 1.0  # seconds to brake before disconnecting
 PATIENCE = 5.0  # seconds for the driver to come back from its last call
+HANGS = "The robot's driver does not return: it could not be told to hold. Use its emergency stop"
 
 
 class Guard:
@@ -67,10 +68,10 @@ class Guard:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._limited: Counter[str] = Counter()
+        self._reason: str | None = None  # of a stop; only clear() forgets it, no new connection does
         self._forget()
 
     def _forget(self) -> None:
-        self._reason: str | None = None  # of a stop
         self._failure: str | None = None  # why there is no observation
         self._latest: tuple[Values, float] | None = None
         self._order, self._homing_failed = HOLD, ""
@@ -113,6 +114,8 @@ class Guard:
 
     def connect(self) -> None:
         if self._thread is not None and self._thread.is_alive():
+            if self._closing.is_set():  # a second thread would command the robot beside the one that comes back
+                raise RobotError(HANGS)
             return
         self._closing.clear()
         self._forget()
@@ -131,16 +134,17 @@ class Guard:
 
         :raises RobotError: If the driver hangs in a call
         """
-        thread, self._thread = self._thread, None
+        thread = self._thread
         if thread is None:
             return
         atexit.unregister(self.disconnect)
         with self._changed:
+            self._closing.set()
             self._end_homing("it was disconnected")
-        self._closing.set()
         thread.join(END + PATIENCE)
         if thread.is_alive():
-            raise RobotError("The robot's driver does not return: it could not be told to hold. Use its emergency stop")
+            raise RobotError(HANGS)
+        self._thread = None
 
     def get_observation(self) -> Values:
         """Return where the arms are, at most some periods ago.
@@ -222,7 +226,7 @@ class Guard:
             self._reason = None
 
     def _check_connected(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
+        if self._thread is None or not self._thread.is_alive() or self._closing.is_set():
             raise RobotError("The robot is not connected")
 
     def _check_ready(self) -> None:

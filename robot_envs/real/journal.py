@@ -48,6 +48,10 @@ class Source:
     env_kwargs: dict[str, Any]
 
 
+class NoStep(DemonstrationError):
+    """A journal that ends before its first step."""
+
+
 class Journal:
     """One episode, written as it happens. Not to be used after :meth:`end`.
 
@@ -164,7 +168,8 @@ class Recorded:
 def read_journal(path: Path) -> Recorded:
     """Read a journal up to its end, or to where a crash cut it off.
 
-    :raises DemonstrationError: If there is no step in it, or it is none
+    :raises NoStep: If there is no step in it
+    :raises DemonstrationError: If it is none, or its header is damaged
     """
     header: dict[str, Any] = {}
     rows: list[bytes] = []
@@ -176,8 +181,10 @@ def read_journal(path: Path) -> Recorded:
             rows.append(payload)
         elif kind == END:
             end = json.loads(payload)
-    if not header or len(rows) < 2:
-        raise DemonstrationError(f"{path}: there is no step in this journal")
+    if not header:
+        raise DemonstrationError(f"{path}: the header of this journal is damaged")
+    if len(rows) < 2:
+        raise NoStep(f"{path}: there is no step in this journal")
     dtype = np.dtype([(name, kind, tuple(shape)) for name, kind, shape in header["fields"]])
     steps = np.frombuffer(b"".join(rows), dtype)
     ending = end.pop("ending", INTERRUPTED)

@@ -71,6 +71,14 @@ class Person:
         self._began, self.reason = time.monotonic(), ""
         return not self.quit
 
+    def refuse_stop(self, stage: Stage) -> None:
+        """Obey a stop that was said and not asked for yet.
+
+        :raises Stopped: If the robot is stopped
+        """
+        self._heard(stage)
+        _refuse_stopped(stage)
+
     def clears(self, stage: Stage) -> bool:
         """Wait until a stop is cleared, and return whether it is; not if no further episode is wanted."""
         message = f"{stage.stopped}. The robot stays where it is until it is cleared"

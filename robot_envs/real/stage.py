@@ -67,6 +67,8 @@ class Stage:
         if person.quit:
             return False
         person.show("reset", "The robot goes home: keep away from it", self.look())
+        # Said before there was a robot to stop, or while the last stop was being cleared: going home asks nobody.
+        person.refuse_stop(self)
         self._robot.hold()
         self._robot.home()
         ready = person.sets_scene(self)

@@ -296,6 +296,35 @@ def test_an_aborted_episode_is_forgotten_after_a_snapshot_within_it() -> None:
     assert stored_rewards(again) == [1, 2, 4, 5]
 
 
+def test_an_episode_that_a_run_was_resumed_in_is_not_mixed_with_the_next_one() -> None:
+    spaces_ = spaces.Dict({"c": spaces.Box(-1e6, 1e6, (2,)), "z": spaces.Box(-1e6, 1e6, (1,))})
+    buffer = SteeringReplayBuffer(50, spaces_, spaces.Box(-1, 1, (1,)), "cpu", n_steps=3, gamma=0.9)
+
+    def add(number: int, reward: float, done: bool, **info: bool) -> None:
+        obs, following = ({"c": np.full((1, 2), n), "z": np.full((1, 1), n)} for n in (number, number + 1))
+        buffer.add(obs, following, np.zeros((1, 1)), np.array([reward]), np.array([done]), [info])
+
+    add(1, 0.0, False)
+    add(2, 0.0, False)
+    buffer = pickle.loads(pickle.dumps(buffer))
+    add(100, 1.0, True)
+    samples = buffer._get_samples(np.arange(3))
+    assert samples.rewards[:, 0].tolist() == [0.0, 0.0, 1.0]
+    assert samples.dones[:, 0].tolist() == [0.0, 0.0, 1.0]
+    assert samples.next_observations["z"][:, 0].tolist() == [3.0, 3.0, 101.0]
+    assert samples.discounts is not None
+    np.testing.assert_allclose(samples.discounts[:, 0], [0.81, 0.9, 0.9])
+    add(200, 0.0, False)
+    buffer = pickle.loads(pickle.dumps(buffer))
+    add(300, 0.0, True, aborted=True)  # takes back itself only
+    assert buffer.size() == 4
+    old = buffer.__getstate__()
+    del old["_content"]["left"]  # as older versions wrote it
+    older = object.__new__(SteeringReplayBuffer)
+    older.__setstate__(old)
+    assert not older._tables["left"][:4].any()
+
+
 def test_an_aborted_episode_longer_than_the_buffer_leaves_it_empty() -> None:
     buffer = filled_by_episodes(3, -20, size=8)
     assert stored_rewards(buffer) == []

@@ -223,9 +223,9 @@ class _Hand:
                 if doing is not None and not doing.wait(0.0):
                     continue
                 doing = None
-                if self._wanted is not None and self._wanted is not told:
-                    told = self._wanted
-                    doing = self._start(told)
+                if (wanted := self._wanted) is not None and wanted is not told:
+                    doing = self._start(wanted)
+                    told = wanted  # not before: what was refused is asked again
 
     def _start(self, opens: bool) -> Any:
         if opens:

@@ -46,7 +46,7 @@ class GrabbingCamera(ABC):
         """Open the camera with its settings.
 
         :raises RobotError: If that fails; tried again
-        :raises ValueError: If the camera cannot have these settings; not tried again
+        :raises ValueError: If the camera cannot have these settings; not tried again, unless it had them before
         """
 
     @abstractmethod
@@ -104,8 +104,10 @@ class GrabbingCamera(ABC):
             except RobotError as error:
                 self._note(str(error))
             except Exception as error:
-                self._refuse(error)
-                return
+                if self._latest is None:
+                    self._refuse(error)
+                    return
+                self._note(str(error))  # it had these settings: what is said while a cable comes back may pass
             finally:
                 self._release()
             ended.wait(AGAIN)

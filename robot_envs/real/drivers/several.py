@@ -51,11 +51,11 @@ class Several:
 
         :raises RobotError: If one did not
         """
-        errors: list[RobotError] = []
+        errors: list[Exception] = []
         for each in self._robots.values():
             try:
                 each.hold()
-            except RobotError as error:
+            except Exception as error:  # whatever a driver raises
                 errors.append(error)
         if errors:
             raise RobotError("; ".join(map(str, errors)))
@@ -82,6 +82,7 @@ def _one(name: str, arguments: Any) -> Robot:
     if not isinstance(arguments, Mapping) or not isinstance(arguments.get("driver"), str):
         raise ValueError(f"{name} must be a table with driver and its arguments, not {arguments!r}")
     more = {key: value for key, value in arguments.items() if key != "driver"}
-    module = importlib.import_module(f"zprl_sb3.robot_envs.real.drivers.{arguments['driver']}")
+    driver = arguments["driver"]  # one of ours, or with a dot a module of the user's
+    module = importlib.import_module(driver if "." in driver else f"{__package__}.{driver}")
     made: Robot = module.robot(name=name, **more)
     return made

@@ -77,6 +77,7 @@ class XArm:
         self._opening = 1.0
         self._wanted: float | None = None  # what the gripper was told last
         self._gripper_asked = -np.inf
+        self._holds = False
         self._api: Any = None
 
     @property
@@ -128,6 +129,7 @@ class XArm:
         return {f"{self._name}/{part}": value for part, value in values.items()}
 
     def send_action(self, action: Values) -> None:
+        self._holds = False
         if self._arm.control == "pose":
             pose = [*(action[f"{self._name}/position"] * MILLIMETRES), *action[f"{self._name}/rotation"]]
             code = self._connected.set_servo_cartesian_aa([float(each) for each in pose], is_radian=True)
@@ -139,14 +141,21 @@ class XArm:
             self._move_gripper(float(action[f"{self._name}/gripper"][0]))
 
     def hold(self) -> None:
-        """Command the pose, or the joints, where the arm is now; the gripper keeps its own target."""
+        """Command the pose, or the joints, where the arm is now, which is only looked up once: it would sink.
+
+        The gripper keeps its own target.
+        """
+        if self._holds:
+            return
         now = self.get_observation()
         self.send_action({key: now[key] for key in self._arm.command_shapes(self._name)} | self._kept(now))
+        self._holds = True
 
     def home(self) -> None:
         """Go to ``home`` in a straight line of joint angles, planned by the controller, and open the gripper."""
         if self._home is None:
             raise RobotError(NO_HOME)
+        self._holds = False
         self._enter(POSITION_MODE)
         angles = [float(each) for each in self._home]
         code = self._connected.set_servo_angle(
@@ -159,7 +168,7 @@ class XArm:
             self._move_gripper(1.0)
 
     def disconnect(self) -> None:
-        api, self._api = self._api, None
+        api, self._api, self._holds = self._api, None, False
         if api is not None:
             with suppress(Exception):  # it may have gone; the SDK raises nothing narrower
                 api.set_state(STOP_STATE)

@@ -114,6 +114,21 @@ def test_success_ends_and_is_rewarded(task: Path) -> None:
         assert "aborted" not in info
 
 
+def test_a_success_counts_though_nothing_more_is_seen(task: Path) -> None:
+    with Table(task, ScriptedPerson([{2: Signal.SUCCESS}])) as table:
+        poll = table.person.poll
+
+        def break_with_success() -> Signal | None:
+            signal = poll()
+            table.robot.broken = signal is Signal.SUCCESS
+            return signal
+
+        table.person.poll = break_with_success  # type: ignore[method-assign]
+        _, reward, terminated, _, info = table.episode()[-1]
+        assert (reward, terminated, info["ending"]) == (1.0, True, "success")
+        assert "aborted" not in info
+
+
 def test_failure_ends_and_is_not_rewarded(task: Path) -> None:
     with Table(task, ScriptedPerson([{2: Signal.FAILURE}])) as table:
         _, reward, terminated, truncated, info = table.episode()[-1]
@@ -192,6 +207,43 @@ def test_a_stop_by_another_thread_ends_the_episode_before_the_next_command(task:
         _, _, _, truncated, info = table.env.step(ACTION)
         assert (truncated, info["aborted"]) == (True, True)
         assert len(table.robot.commands) == sent
+
+
+def test_a_stop_that_was_said_before_there_was_a_robot_keeps_it_from_going_home(task: Path) -> None:
+    with Table(task) as table:
+        table.person.said.append(Signal.STOP)
+        homes: list[int] = []
+        cleared = table.person.cleared
+
+        def note() -> bool:
+            homes.append(table.robot.homes)
+            return cleared()
+
+        table.person.cleared = note  # type: ignore[method-assign]
+        table.env.reset()
+        assert homes == [0]
+        assert "stopped" in table.person.phases()
+        assert table.robot.homes == 1
+
+
+def test_a_stop_while_another_one_is_cleared_is_not_lost(task: Path) -> None:
+    with Table(task, ScriptedPerson([{1: Signal.STOP}])) as table:
+        table.episode()
+        homes, again = table.robot.homes, [True]
+        cleared = table.person.cleared
+
+        def press() -> bool:
+            if again and again.pop():  # as a page does: the answer is on its way, nothing is cleared yet
+                table.person.said.append(Signal.STOP)
+            else:
+                assert table.robot.homes == homes
+            return cleared()
+
+        table.person.cleared = press  # type: ignore[method-assign]
+        table.env.reset()
+        assert again == []
+        assert table.person.phases().count("stopped") == 2
+        assert table.robot.homes == homes + 1
 
 
 def test_the_robot_waits_for_the_scene(task: Path) -> None:

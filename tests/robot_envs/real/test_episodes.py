@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from zprl_sb3.robot_envs.real.episodes import (
     convert,
     ending_of,
     episode_files,
-    is_full,
     join,
     read_episode,
     recover,
@@ -109,6 +109,31 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
         read_journal(path)
 
 
+@pytest.mark.parametrize("place", [3, 30])  # in the line that names the format; in the header
+def test_what_cannot_be_read_is_kept_and_its_number_with_it(tmp_path: Path, place: int) -> None:
+    path = write(tmp_path, 3)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+    with closing(Archive(tmp_path, SOURCE)) as archive:
+        assert archive.recovered == []
+        assert (tmp_path / "episode_000000.damaged").read_bytes() == bytes(data)
+        archive.begin(observation(0), 2)
+        assert (tmp_path / "episode_000001.journal").exists()
+
+
+def test_a_journal_goes_when_the_disk_holds_what_it_became(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, held = write(tmp_path, 3), list[tuple[str, bool]]()
+
+    def note(descriptor: int) -> None:
+        held.append((os.readlink(f"/proc/self/fd/{descriptor}"), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    assert convert(path) == tmp_path / "episode_000000.hdf5"
+    assert held == [(str(tmp_path / "episode_000000.hdf5"), True)]
+    assert not path.exists()
+
+
 def test_an_archive_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
     folder = tmp_path / "episodes"
     code = f"""
@@ -181,7 +206,7 @@ def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path, limit_file_s
     limit_file_size(path.stat().st_size + 50)
     with pytest.raises(OSError, match="too large") as caught:
         journal.add(observation(2), np.ones(2), 0.0)
-    assert is_full(caught.value)
+    assert caught.value.errno == errno.EFBIG
     limit_file_size(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     journal.end("aborted")
     recorded = read_journal(path)
@@ -199,8 +224,3 @@ def test_a_step_is_written_within_a_period(tmp_path: Path) -> None:
         seconds.append(time.perf_counter() - began)
     journal.end("success")
     assert np.median(seconds) < 0.01  # of 0.05
-
-
-def test_full_means_full() -> None:
-    assert is_full(OSError(errno.ENOSPC, "full"))
-    assert not is_full(OSError(errno.EACCES, "denied"))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from arms import ONE_ARM, KinematicRobot
+from zprl_sb3.robot_envs.real import guard as guard_module
 from zprl_sb3.robot_envs.real.guard import Guard
 from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import Limits
@@ -224,6 +225,34 @@ def test_a_driver_that_hangs_is_told_and_the_robot_does_not_jump_afterwards(guar
     until(lambda: len(robot.commands) > sent)
     steps = np.diff([sent["arm/position"][0] for sent in robot.commands])
     assert np.abs(steps).max() <= 0.02
+
+
+def test_a_driver_that_hangs_is_not_connected_to_once_more(
+    guard: Guard, robot: TimedRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_module, "END", 0.1)
+    monkeypatch.setattr(guard_module, "PATIENCE", 0.1)
+    robot.hang = 1.5
+    until(lambda: robot.hang == 0.0)
+    for refused in (guard.disconnect, guard.connect):
+        with pytest.raises(RobotError, match="does not return"):
+            refused()
+    with pytest.raises(RobotError, match="not connected"):
+        guard.send_action(command(0.4))
+    until(lambda: not robot.connected)  # once it has come back it is let go of
+    guard.disconnect()
+    guard.connect()
+    feed(guard, 0.4, 0.1)
+
+
+def test_a_new_connection_clears_no_stop(guard: Guard) -> None:
+    guard.stop("a person pressed the button")
+    guard.disconnect()
+    guard.connect()
+    with pytest.raises(Stopped, match="a person pressed the button"):
+        guard.home()
+    guard.clear()
+    feed(guard, 0.4, 0.1)
 
 
 def test_home_is_reached_under_half_the_speed(guard: Guard, robot: TimedRobot) -> None:

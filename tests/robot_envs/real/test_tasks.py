@@ -17,6 +17,7 @@ from zprl_sb3.robot_envs.real.guard import Guard
 from zprl_sb3.robot_envs.real.tasks import (
     TaskError,
     load_task,
+    local_station,
     make_station,
     make_supervisor,
     make_teleoperator,
@@ -70,6 +71,16 @@ def test_the_papers_tasks_are_table_vii(name: str) -> None:
     assert train["algorithm"]["learning_starts"] == wanted["warm"]
     assert (train["n_envs"], train["eval_episodes"], train["save_freq"], train["subprocess"]) == (1, 0, 0, True)
     assert train["algorithm"]["replay_buffer_kwargs"] == {"n_steps": 3, "context_dtype": "float16"}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_tasks_can_be_served_and_their_way_home_be_stopped(name: str) -> None:
+    task = load_task(name)
+    station = local_station(task)  # drivers take the file's arguments, limits and home fit the arms
+    assert dict(station.robot.arms) == task.arms
+    assert set(station.cameras) == set(task.views)
+    # A driver's own home() would neither keep the limits nor end when a person stops it.
+    assert task.home is not None
 
 
 def test_a_baseline_starts_from_the_tasks_settings() -> None:

@@ -95,6 +95,24 @@ def test_frames_are_counted_grow_old_and_go_on_after_a_fault(
     assert "failed and is opened again: it gives no frame" in caplog.text
 
 
+def test_what_fails_in_any_way_while_a_camera_comes_back_is_tried_again(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera, faults = OpenCVCamera(str(video)), [ValueError("it refused FPS 30"), RuntimeError("no such device")]
+    camera.connect()
+    opened = camera._open
+
+    def fail() -> None:
+        if faults:
+            raise faults.pop()
+        opened()
+
+    monkeypatch.setattr(camera, "_open", fail)
+    until(lambda: camera.read().number > 30)  # the file has 30 frames
+    assert faults == []
+    camera.disconnect()
+
+
 def test_a_camera_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grabbing, "FIRST", 1.0)
     with pytest.raises(RobotError, match="camera /dev/nothing cannot be used: OpenCV cannot open it: is it plugged in"):

@@ -120,6 +120,22 @@ def test_the_gripper_obeys_one_command_after_the_other() -> None:
     assert gripper.commands == ["grasp", "open"]
 
 
+def test_a_gripper_that_did_not_take_a_command_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    grasp, refusals = sdks.FrankyGripper.grasp_async, ["the connection was lost"]
+
+    def refuse_once(gripper: sdks.FrankyGripper, *args: object, **kwargs: object) -> object:
+        if refusals:
+            raise RuntimeError(refusals.pop())
+        return grasp(gripper, *args, **kwargs)
+
+    monkeypatch.setattr(sdks.FrankyGripper, "grasp_async", refuse_once)
+    robot, _ = connected()
+    robot.send_action(command(0.0))
+    time.sleep(0.3)
+    assert refusals == []
+    assert sdks.FrankyGripper.made[-1].commands == ["grasp"]
+
+
 def test_a_controller_that_ended_says_why() -> None:
     robot, franka = connected()
     franka.is_in_control, franka.fault = False, 'libfranka: Move command aborted: ["cartesian_reflex"]'

@@ -47,10 +47,11 @@ def test_if_one_cannot_be_connected_the_other_is_let_go() -> None:
     assert not left.connected
 
 
-def test_all_hold_whatever_becomes_of_one() -> None:
+@pytest.mark.parametrize("error", [RobotError("no answer"), TypeError("no answer")])  # as an SDK may raise
+def test_all_hold_whatever_becomes_of_one(error: Exception) -> None:
     left, right, both = two()
     both.connect()
-    with patch.object(left, "hold", side_effect=RobotError("no answer")), pytest.raises(RobotError, match="no answer"):
+    with patch.object(left, "hold", side_effect=error), pytest.raises(RobotError, match="no answer"):
         both.hold()
     assert right.holds == 1
 
@@ -69,5 +70,7 @@ def test_as_a_task_file_has_it() -> None:
         right={"driver": "franka", "ip": "192.0.2.8", "home": [0.0] * 7},
     )
     assert both.arms == {"left": Arm("pose", 7), "right": Arm("pose", 7)}
+    mixed = several.robot(left={"driver": "xarm", "ip": "192.0.2.7"}, right={"driver": "lab.one_armed", "joints": 5})
+    assert mixed.arms == {"left": Arm("pose", 7), "right": Arm("pose", 5)}  # a module of the user's
     with pytest.raises(ValueError, match="left must be a table with driver"):
         several.robot(left={"ip": "192.0.2.7"})

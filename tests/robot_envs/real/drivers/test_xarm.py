@@ -74,11 +74,19 @@ def test_joints() -> None:
     assert "arm/gripper" not in told
 
 
-def test_holding_commands_where_the_arm_is() -> None:
+def test_holding_commands_where_the_arm_is(monkeypatch: pytest.MonkeyPatch) -> None:
     robot, api = connected()
     api.pose = [400.0, 10.0, 150.0, 3.1, 0.0, 0.0]
     robot.hold()
     np.testing.assert_allclose(api.pose, [400.0, 10.0, 150.0, 3.1, 0.0, 0.0])
+    held, told = list(api.pose), []
+    api.pose = [400.0, 10.0, 149.0, 3.1, 0.0, 0.0]  # it sinks a little
+    monkeypatch.setattr(api, "set_servo_cartesian_aa", lambda pose, **_: told.append(pose) or 0)
+    robot.hold()
+    assert told == []  # to follow it would let it sink on
+    robot.send_action(robot.get_observation())
+    robot.hold()
+    np.testing.assert_allclose(told[-1], [*api.pose[:2], 149.0, *held[3:]])
 
 
 def test_home_is_planned_by_the_controller_and_servo_mode_follows() -> None:
