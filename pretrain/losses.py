@@ -63,6 +63,7 @@ class OfflineLosses(nn.Module):
     def __init__(self, policy: FlowPolicy, beta: float, reconstruction: float, autocast: bool = False) -> None:
         super().__init__()
         self.policy, self.beta, self.reconstruction, self.autocast = policy, beta, reconstruction, autocast
+        self.objective = policy.objective  # once: what is compiled does not look it up
 
     def forward(self, obs: Observation, actions: th.Tensor, draws: Draws) -> dict[str, th.Tensor]:
         """Return the imitation loss, the bottleneck's losses (same noise and times), and ``total``, their sum.
@@ -78,13 +79,12 @@ class OfflineLosses(nn.Module):
         actions = policy.action_normalizer(actions)
         with self._precision(actions):
             context = policy.context(obs, draws.where).float()
-        objective = policy.objective
-        imitation = objective.loss(self._mixed(policy.unet), actions, noise, times, context)
+        imitation = self.objective.loss(self._mixed(policy.unet), actions, noise, times, context)
         velocity = self._mixed(without_gradients(policy.unet))
         losses = bottleneck_loss(
             policy.bottleneck,
             context,
-            lambda decoded: objective.loss(velocity, actions, noise, times, decoded),
+            lambda decoded: self.objective.loss(velocity, actions, noise, times, decoded),
             self.beta,
             self.reconstruction,
             draws.latent,
