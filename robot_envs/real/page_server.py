@@ -9,6 +9,7 @@ import secrets
 import socket
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,9 @@ MAX_CONNECTIONS = 64  # a browser opens up to six
 class PageServer(ThreadingHTTPServer):
     """Answers viewers of a page, each connection in a thread of its own.
 
+    Where there is no room for one more, the oldest that has not shown the token makes room, so that strangers, however
+    many and however slow, cannot keep a person's STOP out.
+
     :param address: Host and port
     :param page: What is shown, and who is told what is said
     """
@@ -38,19 +42,38 @@ class PageServer(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], page: PageSupervisor) -> None:
         self.page = page
-        self._free = threading.Semaphore(MAX_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._open = 0
+        self._strangers: dict[socket.socket, None] = {}  # in the order in which they came
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        return self._free.acquire(blocking=False)
+        with self._lock:
+            if self._open >= MAX_CONNECTIONS:
+                if not self._strangers:
+                    return False
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                with suppress(OSError):  # it may be closed already
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._open += 1
+            self._strangers[request] = None
+        return True
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            with self._lock:
+                self._open -= 1
+                self._strangers.pop(request, None)
+
+    def has_token(self, request: socket.socket) -> None:
+        """Let a connection stay that has shown the token."""
+        with self._lock:
+            self._strangers.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A viewer that went away is no error. Of others, nothing that was requested: it holds the token.
@@ -115,6 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif not hmac.compare_digest(token.encode(), self.server.page.token.encode()):
             self._refuse(HTTPStatus.FORBIDDEN, "Open the whole address that the program has printed")
         else:
+            self.server.has_token(self.connection)
             return route
         return None
 

@@ -248,18 +248,39 @@ def test_viewers_who_do_not_read_hold_up_nobody(page: PageSupervisor, monkeypatc
         connection.close()
 
 
-def test_no_more_connections_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strangers_make_room_and_viewers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_server, "MAX_CONNECTIONS", 3)
     page = PageSupervisor(port=0)
-    idle = [socket.create_connection(address(page)) for _ in range(3)]
-    time.sleep(0.3)
+    viewer = HTTPConnection(*address(page), timeout=10)
+    viewer.request("GET", f"/{page.token}/state")
+    assert len(viewer.getresponse().read()) > 10
+    strangers = []
+    for _ in range(20):
+        strangers.append(socket.create_connection(address(page)))
+        strangers[-1].sendall(b"GET / HTTP/1.1\r\n")
+    assert ask(page, "/TOKEN/state")[0] == 200
+    viewer.request("POST", f"/{page.token}/say", json.dumps({"word": "stop", "turn": 0}), JSON)
+    assert json.loads(viewer.getresponse().read())["taken"]
+    for connection in strangers:
+        connection.close()
+    viewer.close()
+    page.close()
+
+
+def test_where_all_are_viewers_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_server, "MAX_CONNECTIONS", 3)
+    page = PageSupervisor(port=0)
+    viewers = [HTTPConnection(*address(page), timeout=10) for _ in range(3)]
+    for viewer in viewers:
+        viewer.request("GET", f"/{page.token}/state")
+        viewer.getresponse().read()
     with pytest.raises(OSError):  # noqa: PT011  closed at once, sooner or later in the exchange
         ask(page, "/TOKEN/state")
-    idle.pop().close()
+    viewers.pop().close()
     time.sleep(0.3)
     assert ask(page, "/TOKEN/state")[0] == 200
-    for connection in idle:
-        connection.close()
+    for viewer in viewers:
+        viewer.close()
     page.close()
 
 
