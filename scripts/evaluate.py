@@ -54,6 +54,9 @@ In simulation, episode k starts from the layout and the flow noise of seed SEED 
 compare episode by episode. Training never uses these seeds."""
 
 
+KEPT = "evaluated_episodes"
+"""Folder, beside what was evaluated, of all episodes that a real robot has made of it."""
+
 # The base policy and its controls: through the bottleneck's mean or through c, with and without flow noise.
 WAYS: dict[str, tuple[type[Steering], NoiseKind]] = {
     "base through the bottleneck": (LatentSteering, "normal"),
@@ -110,7 +113,8 @@ def evaluate_base(
     for name, (kind, noise) in ways[: 1 if is_real(policy.env_id) else None]:
         steering = kind(policy, scale=1.0, noise=noise)
         wanted = None if results else videos
-        result = _evaluate(NoSteering(), policy, steering, episodes, seed, arguments, wanted, subprocess)
+        kept = Path(checkpoint).parent / KEPT
+        result = _evaluate(NoSteering(), policy, steering, episodes, seed, arguments, wanted, subprocess, kept)
         results[name] = result | {"policy": str(checkpoint), "model": None, "scale": None}
     return results
 
@@ -143,7 +147,7 @@ def evaluate_run(
     model, policy, steering = load(run, recorded, noise, device)
     arguments = make_arguments(run / "policy", recorded["settings"]["env_kwargs"])
     recorder = Recorder(model, episodes)
-    result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos, subprocess)
+    result = _evaluate(recorder, policy, steering, episodes, seed, arguments, videos, subprocess, run / KEPT)
     scale = recorded["settings"]["scale"]
     scale = steering.mean_scale if scale == AUTO else scale
     result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": scale}
@@ -205,6 +209,7 @@ def _evaluate(
     arguments: dict[str, Any],
     videos: Videos | None,
     subprocess: bool,
+    kept: Path,
 ) -> dict[str, Any]:
     assert policy.env_id is not None
     layer = None
@@ -212,7 +217,7 @@ def _evaluate(
         arguments = arguments | {"render_mode": "rgb_array"}
         layer = partial(EpisodeVideo, folder=videos.folder, seeds=range(seed, seed + videos.count))
     if is_real(policy.env_id):  # nobody is to set the scene after the last episode
-        arguments = arguments | {"stop_after": episodes}
+        arguments = arguments | {"stop_after": episodes, "episodes": str(kept)}
     env = make_vec_steering(
         policy.env_id,
         steering,

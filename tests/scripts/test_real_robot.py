@@ -168,6 +168,7 @@ def test_a_person_ends_a_run_and_goes_on_with_it(policy: Path, tmp_path: Path, z
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result["episodes"] == 3
     assert result["success_rate"] == pytest.approx(2 / 3)
+    assert len(episode_files(tmp_path / "run" / "evaluated_episodes")) == 3
 
 
 @pytest.mark.slow
@@ -175,6 +176,7 @@ def test_a_base_policy_is_evaluated_once(policy: Path, tmp_path: Path, zprl: Any
     code, _, err = zprl("evaluate", policy, "--episodes", "2", "--output", tmp_path / "base.json")
     assert code == 0, err
     assert list(json.loads((tmp_path / "base.json").read_text())) == ["base through the bottleneck"]
+    assert len(episode_files(policy.parent / "evaluated_episodes")) == 2
 
 
 @pytest.mark.parametrize("change", ["n_envs=2", "eval_episodes=2"])
