@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from zprl_sb3.interrupts import TERMINATED
+from zprl_sb3.robot_envs.real import ADDRESS, KEYS
 from zprl_sb3.robot_envs.real.tasks import load_task, local_station, part
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import new_parser
@@ -19,8 +20,6 @@ from zprl_sb3.scripts.common import new_parser
 if TYPE_CHECKING:
     from zprl_sb3.robot_envs.real.server import RobotServer
 
-ADDRESS = "tcp://127.0.0.1:5560"
-KEYS = "~/.config/zprl"
 EVERY = 5.0  # seconds between two lines of status
 
 EXAMPLES = """examples:

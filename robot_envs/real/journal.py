@@ -78,7 +78,7 @@ class Journal:
         try:
             self._write(FORMAT)
             self._append(HEADER, json.dumps(header).encode())
-            self._step(observation, np.zeros(action_size), 0.0)
+            self.add(observation, np.zeros(action_size), 0.0)
         except OSError:
             os.close(self._file)
             path.unlink()
@@ -93,7 +93,11 @@ class Journal:
         :param reward: Of the step
         :raises OSError: If the disk is full for instance; what was written before stays whole
         """
-        self._step(observation, action, reward)
+        row = np.zeros((), self._dtype)
+        for key, value in observation.items():
+            row[f"obs/{key}"] = value
+        row["action"], row["reward"], row["time"] = action, reward, time.time()
+        self._append(STEP, row.tobytes())
 
     def end(self, ending: str, facts: Mapping[str, Any] | None = None) -> None:
         """Say how the episode ended, and close the file. Where even that cannot be written, it counts as interrupted.
@@ -110,13 +114,6 @@ class Journal:
             pass  # the steps are there, and converting, where there is no room either, says so
         finally:
             os.close(self._file)
-
-    def _step(self, observation: Mapping[str, Array], action: Array, reward: float) -> None:
-        row = np.zeros((), self._dtype)
-        for key, value in observation.items():
-            row[f"obs/{key}"] = value
-        row["action"], row["reward"], row["time"] = action, reward, time.time()
-        self._append(STEP, row.tobytes())
 
     def _append(self, kind: bytes, payload: bytes) -> None:
         self._write(RECORD.pack(kind, len(payload), zlib.crc32(payload)) + payload)

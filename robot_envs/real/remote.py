@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zprl_sb3.robot_envs.real import messages
+from zprl_sb3.robot_envs.real import KEYS, messages
 from zprl_sb3.robot_envs.real.connection import TIMEOUT, Connection
 from zprl_sb3.robot_envs.real.keys import read_client_keys
 from zprl_sb3.robot_envs.real.robots import Arm, Frame, RobotError, Station, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import checked
 
-KEY = "~/.config/zprl/robot.key"
+KEY = f"{KEYS}/robot.key"
 HOME_POLL = 0.1  # seconds between two questions whether the robot is home
 
 

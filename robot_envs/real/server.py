@@ -18,7 +18,7 @@ import numpy as np
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from zprl_sb3.robot_envs.real import messages
+from zprl_sb3.robot_envs.real import ADDRESS, messages
 from zprl_sb3.robot_envs.real.guard import Guard
 from zprl_sb3.robot_envs.real.keys import ServerKeys
 from zprl_sb3.robot_envs.real.messages import Answer, BadMessage, Request
@@ -26,7 +26,6 @@ from zprl_sb3.robot_envs.real.rate import Timing
 from zprl_sb3.robot_envs.real.robots import Camera, RobotError, Station, Stopped
 from zprl_sb3.robot_envs.real.sessions import NoSession, Session, Sessions
 
-ADDRESS = "tcp://127.0.0.1:5560"
 DOMAIN = "zprl"
 LEASE = 5.0  # seconds of silence after which another client may command
 HOME_SILENCE = 1.0  # seconds of silence after which nobody is thought to watch the way home

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from robot_tasks import write
 
+from arms import KinematicRobot
+from zprl_sb3.robot_envs.real.keys import make_keys
+
 
 @pytest.fixture
 def write_task(tmp_path: Path) -> Callable[..., Path]:
@@ -26,3 +29,18 @@ def limit_file_size() -> Iterator[Callable[[int], None]]:
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of keys of a server and of those who are admitted, with good intentions or bad ones."""
+    folder = tmp_path_factory.mktemp("keys")
+    for client in ("robot", "viewer", "traitor"):
+        make_keys(folder, client)
+    return folder
+
+
+@pytest.fixture
+def robot() -> KinematicRobot:
+    """Return a driver that does what it is told."""
+    return KinematicRobot()

@@ -23,23 +23,10 @@ from servers import ENFORCED, Network, client, command, free_port, guarded_stati
 from arms import KinematicRobot
 from zprl_sb3.robot_envs.real import messages
 from zprl_sb3.robot_envs.real.connection import Connection
-from zprl_sb3.robot_envs.real.keys import ClientKeys, make_keys, read_client_keys, read_server_keys
+from zprl_sb3.robot_envs.real.keys import ClientKeys, read_client_keys, read_server_keys
 from zprl_sb3.robot_envs.real.messages import VERSION, Answer, BadMessage, Request, read_answer, read_request
 from zprl_sb3.robot_envs.real.robots import RobotError, Station
 from zprl_sb3.robot_envs.real.server import RobotServer
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    make_keys(folder)
-    make_keys(folder, "traitor")
-    return folder
-
-
-@pytest.fixture
-def robot() -> KinematicRobot:
-    return KinematicRobot()
 
 
 @pytest.fixture

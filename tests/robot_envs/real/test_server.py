@@ -19,24 +19,11 @@ from servers import ENFORCED, Network, client, command, free_port, guarded_stati
 from arms import ONE_ARM, TWO_ARMS, KinematicRobot, SyntheticCamera
 from zprl_sb3.robot_envs.real.connection import Connection
 from zprl_sb3.robot_envs.real.guard import Guard
-from zprl_sb3.robot_envs.real.keys import make_keys, read_client_keys, read_server_keys
+from zprl_sb3.robot_envs.real.keys import read_client_keys, read_server_keys
 from zprl_sb3.robot_envs.real.remote import RemoteRobot
 from zprl_sb3.robot_envs.real.robots import Camera, Robot, RobotError, Station, Stopped
 from zprl_sb3.robot_envs.real.server import RobotServer
 from zprl_sb3.robot_envs.real.sessions import Sessions
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    make_keys(folder)
-    make_keys(folder, "viewer")
-    return folder
-
-
-@pytest.fixture
-def robot() -> KinematicRobot:
-    return KinematicRobot()
 
 
 @pytest.fixture
