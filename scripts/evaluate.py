@@ -40,7 +40,8 @@ from zprl_sb3.wrappers import (
     WeightSteering,
     make_vec_steering,
 )
-from zprl_sb3.wrappers.steering import STEERINGS, NoiseKind
+from zprl_sb3.wrappers.baseline_steerings import STEERINGS
+from zprl_sb3.wrappers.steering import NoiseKind
 
 EXAMPLES = """examples:
   zprl evaluate runs/push/zprl-0 --episodes 200         # a steered model, from its run folder

@@ -53,8 +53,8 @@ from zprl_sb3.settings import AUTO, NOT_IDENTITY, check_options, load_settings
 from zprl_sb3.training_curve import TrainingCurveCallback
 from zprl_sb3.training_diagnostics import SteeringDiagnostics
 from zprl_sb3.wrappers import LatentSteering, SteeringSpec, VecSteering, make_vec_steering
+from zprl_sb3.wrappers.baseline_steerings import STEERINGS, training_steering
 from zprl_sb3.wrappers.spec import Scale
-from zprl_sb3.wrappers.steering import STEERINGS, training_steering
 
 COUNTS = {"n_envs": 1, "n_timesteps": 1, "eval_freq": 1, "eval_episodes": 0, "save_freq": 0}  # and the least of each
 EXAMPLES = """examples:

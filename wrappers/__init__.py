@@ -8,17 +8,16 @@ from zprl_sb3.lazy import lazy_names
 
 if TYPE_CHECKING:
     from zprl_sb3.wrappers.action_chunk import ActionChunk, SimulationError
+    from zprl_sb3.wrappers.baseline_steerings import (
+        ActionSteering,
+        EmbeddingSteering,
+        NoiseSteering,
+        WeightSteering,
+    )
     from zprl_sb3.wrappers.episode_video import EpisodeVideo
     from zprl_sb3.wrappers.seeded_episodes import SeededEpisodes
     from zprl_sb3.wrappers.spec import SteeringSpec
-    from zprl_sb3.wrappers.steering import (
-        ActionSteering,
-        EmbeddingSteering,
-        LatentSteering,
-        NoiseSteering,
-        Steering,
-        WeightSteering,
-    )
+    from zprl_sb3.wrappers.steering import LatentSteering, Steering
     from zprl_sb3.wrappers.steering_wrapper import (
         ActionSteeringWrapper,
         EmbeddingSteeringWrapper,
@@ -34,17 +33,11 @@ __getattr__ = lazy_names(
     __name__,
     {
         "action_chunk": ("ActionChunk", "SimulationError"),
+        "baseline_steerings": ("ActionSteering", "EmbeddingSteering", "NoiseSteering", "WeightSteering"),
         "episode_video": ("EpisodeVideo",),
         "seeded_episodes": ("SeededEpisodes",),
         "spec": ("SteeringSpec",),
-        "steering": (
-            "ActionSteering",
-            "EmbeddingSteering",
-            "LatentSteering",
-            "NoiseSteering",
-            "Steering",
-            "WeightSteering",
-        ),
+        "steering": ("LatentSteering", "Steering"),
         "steering_wrapper": (
             "ActionSteeringWrapper",
             "EmbeddingSteeringWrapper",

@@ -13,19 +13,10 @@ from gymnasium.utils import RecordConstructorArgs
 from stable_baselines3.common.monitor import Monitor
 
 from zprl_sb3.policy import SteerablePolicy
+from zprl_sb3.wrappers.baseline_steerings import ActionSteering, EmbeddingSteering, NoiseSteering, WeightSteering
 from zprl_sb3.wrappers.chunking import QUALITY, by_key, check_rendering, chunked
 from zprl_sb3.wrappers.spec import Scale
-from zprl_sb3.wrappers.steering import (
-    ActionSteering,
-    Array,
-    EmbeddingSteering,
-    LatentSteering,
-    NoiseKind,
-    NoiseSteering,
-    Steering,
-    WeightSteering,
-    episode_rng,
-)
+from zprl_sb3.wrappers.steering import Array, LatentSteering, NoiseKind, Steering, episode_rng
 
 
 class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

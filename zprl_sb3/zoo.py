@@ -38,9 +38,9 @@ from zprl_sb3.robot_envs import check_kwargs
 from zprl_sb3.scripts.common import device_of, make_arguments
 from zprl_sb3.settings import AUTO, load_settings
 from zprl_sb3.wrappers import ActionChunk, SteeringSpec, VecSteering
+from zprl_sb3.wrappers.baseline_steerings import STEERINGS, training_steering
 from zprl_sb3.wrappers.chunking import with_history
 from zprl_sb3.wrappers.spec import Scale
-from zprl_sb3.wrappers.steering import STEERINGS, training_steering
 
 try:
     from rl_zoo3.utils import ALGOS

@@ -24,7 +24,7 @@ from zprl_sb3.wrappers import (
     Steering,
     make_vec_steering,
 )
-from zprl_sb3.wrappers.steering import STEERINGS
+from zprl_sb3.wrappers.baseline_steerings import STEERINGS
 
 OBS = {"state": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
 # horizon 4, chunk 2, actions of 2
