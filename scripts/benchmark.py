@@ -33,7 +33,7 @@ EXAMPLES = """examples:
   zprl benchmark my.yml --output runs/benchmark
   zprl benchmark my.yml --output runs/benchmark --jobs 4
   zprl benchmark my.yml --output runs/benchmark --engine ray --ray-address auto
-  zprl benchmark ablations/scale --output runs/scale   # the package's own: scale, latent_dim, demos, beta, resemb
+  zprl benchmark ablations/scale --output runs/scale   # our own: scale, latent_dim, demos, beta, resemb, options
   zprl benchmark benchmarks/figure3 --output runs/figure3   # all methods on the paper's tasks
 
 my.yml:

@@ -34,7 +34,7 @@ from zprl_sb3.scripts.common import (
 )
 from zprl_sb3.scripts.pretrain import pretrain
 from zprl_sb3.seeds import EVAL_SEED, training_seed
-from zprl_sb3.settings import NOT_IDENTITY
+from zprl_sb3.settings import AUTO, NOT_IDENTITY
 from zprl_sb3.wrappers import EmbeddingSteering, LatentSteering, VecSteering, make_vec_steering
 from zprl_sb3.wrappers.episode_recording import EpisodeRecorder
 
@@ -122,7 +122,7 @@ def _pretraining(policy_path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             f"SOE retrains the base policy, but {policy_path} was attached to one that others have trained"
         )
     config = {key: value for key, value in recorded.items() if key not in ("dataset_sha256", "versions")}
-    return config | ({"demos": settings["demonstrations"]} if settings["demonstrations"] is not None else {})
+    return config | ({"demos": settings["demonstrations"]} if settings["demonstrations"] not in (None, AUTO) else {})
 
 
 def _demonstrations(policy_path: Path, config: dict[str, Any], settings: dict[str, Any]) -> Demonstrations:
@@ -136,7 +136,7 @@ def _demonstrations(policy_path: Path, config: dict[str, Any], settings: dict[st
     here, there = (demos.env_id, demos.env_kwargs), (about["env_id"], about.get("env_kwargs", {}))
     if here != there:
         raise ValueError(f"{demos.path} was recorded in {here}, the policy has learned in {there}")
-    if settings["demonstrations"] is None and demos.sha256 != about["dataset_sha256"]:
+    if settings["demonstrations"] in (None, AUTO) and demos.sha256 != about["dataset_sha256"]:
         raise ValueError(
             f"{demos.path} is not what the policy was pretrained on: it has changed since. To use it all the same, "
             f"--set demonstrations={demos.path}"

@@ -119,7 +119,7 @@ def _run(policy: SteerablePolicy, policy_path: str | Path, output: Path, run: di
         if isinstance(evaluation, BackgroundEvaluation):
             evaluation.wait_ready()
         model, evaluations = _prepare(env, evaluation, output, seed, settings, device)
-        _add_demonstrations(model, env, settings)
+        _add_demonstrations(model, env, settings, policy_path)
         record_run(output / "run.yml", run | found)
         copy_policy(policy_path, output / "policy")
         how = "Fine-tuning" if isinstance(model, FineTuning) else f"Steering with λ = {_words(scale)}"
@@ -175,18 +175,24 @@ def _scale(policy: SteerablePolicy, policy_path: str | Path, settings: dict[str,
         with readable(snapshot):
             spec: SteeringSpec = _saved_data(snapshot / MODEL)["steering_spec"]
             return spec.scale
+    file, mask = _demonstrations("scale" if by is None else "scale_by", settings, policy_path)
     if not auto:
-        return scale_by_spread(by, policy, settings["scale"])
-    file, mask = (by, None) if by is not None else _pretrained_on(policy_path)
+        return scale_by_spread(file, policy, settings["scale"], mask)
     print(f"Calibrating λ on {file}")
     return calibrate(policy, file, by is not None, mask).steering_scale
 
 
-def _pretrained_on(policy_path: str | Path) -> tuple[Path, str | None]:
+def _demonstrations(name: str, settings: dict[str, Any], policy_path: str | Path) -> tuple[str | Path, str | None]:
+    """Return the file that a setting names, or with ``auto`` the policy's own, and the mask of its episodes, if any."""
+    if settings[name] != AUTO:
+        return settings[name], None
     try:
         return find_demonstrations(policy_path)
     except ValueError as error:
-        raise ValueError(f"scale=auto needs the policy's demonstrations: {error}. Or set scale to a number") from error
+        instead = "a number" if name == "scale" else "a file"
+        raise ValueError(
+            f"{name}=auto needs the policy's demonstrations: {error}. Or set {name} to {instead}"
+        ) from error
 
 
 def _words(scale: Scale) -> str:
@@ -275,14 +281,15 @@ def _progress(model: BaseAlgorithm) -> str:
     return f"{model.num_timesteps} chunks"
 
 
-def _add_demonstrations(model: BaseAlgorithm, env: VecSteering, settings: dict[str, Any]) -> None:
+def _add_demonstrations(
+    model: BaseAlgorithm, env: VecSteering, settings: dict[str, Any], policy_path: str | Path
+) -> None:
     if settings["demonstrations"] is not None and isinstance(model, SteeringSAC):
+        file, mask = _demonstrations("demonstrations", settings, policy_path)
         kwargs = settings["algorithm"]["replay_buffer_kwargs"]
         sparse = model.critic.bounded
         model.learn_from(
-            demonstration_buffer(
-                settings["demonstrations"], env.steering, settings["gamma"], sparse, model.device, **kwargs
-            )
+            demonstration_buffer(file, env.steering, settings["gamma"], sparse, model.device, mask, **kwargs)
         )
 
 
@@ -317,13 +324,12 @@ def _diagnostics(policy_path: str | Path, settings: dict[str, Any]) -> SteeringD
     """Return what logs how steering does while it learns, with the demonstrations that can be found."""
     if settings["steering"] != LatentSteering.kind:
         return SteeringDiagnostics()
-    file, mask = settings["demonstrations"] or settings["scale_by"], None
-    if file is None:
-        try:
-            file, mask = find_demonstrations(policy_path)
-        except ValueError as error:
-            print(f"Without demonstrations the logs have no Mahalanobis distance ({error})")
-            return SteeringDiagnostics()
+    given = {settings["demonstrations"], settings["scale_by"]} - {None, AUTO}
+    try:
+        file, mask = (given.pop(), None) if given else find_demonstrations(policy_path)
+    except ValueError as error:
+        print(f"Without demonstrations the logs have no Mahalanobis distance ({error})")
+        return SteeringDiagnostics()
     print(f"The logs compare z̃ with the demonstrations in {file}")
     return SteeringDiagnostics(file, mask)
 

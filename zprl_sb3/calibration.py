@@ -124,16 +124,19 @@ def calibrate(
     )
 
 
-def scale_by_spread(demonstrations: str | Path, policy: SteerablePolicy, scale: float) -> tuple[float, ...]:
+def scale_by_spread(
+    demonstrations: str | Path, policy: SteerablePolicy, scale: float, mask: str | None = None
+) -> tuple[float, ...]:
     """Return a λ for each dimension of z, in proportion to its standard deviation over demonstrations, λ on average.
 
     :param demonstrations: Demonstrations of the policy's task
     :param policy: A policy with a bottleneck
     :param scale: λ
+    :param mask: Only the episodes of this mask of the file
     :raises DemonstrationError: If the file cannot be used
     :raises ValueError: If it is of another task, or the policy has no bottleneck
     """
-    return tuple((scale * spread_weights(offline_latents(demonstrations, policy))).tolist())
+    return tuple((scale * spread_weights(offline_latents(demonstrations, policy, mask))).tolist())
 
 
 def spread_weights(offline: OfflineLatents) -> NDArray[np.float64]:

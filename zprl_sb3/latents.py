@@ -68,8 +68,7 @@ def offline_latents(
     """
     if policy.bottleneck is None:
         raise ValueError("This policy has no bottleneck, so demonstrations have no latents: pretrain it with one")
-    demos = policy_demonstrations(demonstrations, policy)
-    demos = demos.select(mask) if mask else demos
+    demos = policy_demonstrations(demonstrations, policy, mask)
     count = count or (IMAGES if image_keys(policy.observation_shapes) else VECTORS)
     rng = np.random.default_rng(seed)
     episodes, steps = _drawn([len(actions) for actions in demos.actions], count, rng)

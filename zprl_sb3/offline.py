@@ -34,6 +34,7 @@ def demonstration_buffer(
     gamma: float,
     sparse: bool = True,
     device: th.device | str = "cpu",
+    mask: str | None = None,
     **kwargs: Any,
 ) -> SteeringReplayBuffer:
     """Return a replay buffer full of a file's demonstrations, cut into chunks from each of their first h env steps.
@@ -46,12 +47,13 @@ def demonstration_buffer(
     :param gamma: Discount per env step
     :param sparse: The environment ends with its first reward: what a file holds beyond that is left out
     :param device: Where the transitions shall be
+    :param mask: Only the episodes of this mask of the file
     :param kwargs: ``n_steps`` and ``context_dtype`` of the replay buffer, which must be those of the other one
     :raises DemonstrationError: If the file cannot be used, lacks rewards or what the policy sees, or was converted from
         another project's, whose rewards are sparse, and the environment's are not
     :raises ValueError: If it is of another task, or drawn in another quality
     """
-    policy, demos = steering.policy, policy_demonstrations(path, steering.policy)
+    policy, demos = steering.policy, policy_demonstrations(path, steering.policy, mask)
     if not sparse and "converted" in read_collection(path):
         raise DemonstrationError(f"{path}: converted from another project's data, it does not hold the dense rewards")
     observations, rewards = _embedded(demos, steering), read_rewards(demos)
@@ -86,11 +88,12 @@ def _add(
         buffer.add(here, there, still, np.array([chunk], np.float32), np.array([following is None]), [{}])
 
 
-def policy_demonstrations(path: str | Path, policy: SteerablePolicy) -> Demonstrations:
+def policy_demonstrations(path: str | Path, policy: SteerablePolicy, mask: str | None = None) -> Demonstrations:
     """Return demonstrations of a policy's task with what it sees.
 
     :param path: The file
     :param policy: The policy
+    :param mask: Only the episodes of this mask of the file
     :raises DemonstrationError: If the file cannot be used, or lacks what the policy sees
     :raises ValueError: If it is of another task, or drawn in another quality
     """
@@ -104,7 +107,7 @@ def policy_demonstrations(path: str | Path, policy: SteerablePolicy) -> Demonstr
     for key, shape in shapes.items():
         if found.get(key) != tuple(shape):
             raise DemonstrationError(f"{path}: the policy sees {key!r} of shape {tuple(shape)}, the file has {found}")
-    return demos
+    return demos.select(mask) if mask else demos
 
 
 def _first_success(reward: NDArray[np.float32]) -> int:

@@ -140,9 +140,9 @@ def test_a_base_policy_without_an_entry_in_the_quickstart_has_its_default(plan: 
 
 
 @pytest.mark.parametrize(
-    ("name", "runs"), [("scale", 15), ("latent_dim", 18), ("demos", 12), ("beta", 9), ("resemb", 9)]
+    ("name", "runs"), [("scale", 15), ("latent_dim", 18), ("demos", 12), ("beta", 9), ("resemb", 9), ("options", 54)]
 )
-def test_the_papers_ablations_have_names(name: str, runs: int, tmp_path: Path) -> None:
+def test_ablations_have_names(name: str, runs: int, tmp_path: Path) -> None:
     jobs = read_plan(f"ablations/{name}", tmp_path)
     trainings = [job for job in jobs if job.n_timesteps]
     assert len(trainings) == runs

@@ -21,6 +21,7 @@ from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts.common import find_demonstrations, read_yaml, record_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental")
+BY_DEMONSTRATIONS = ("scale_by", "demonstrations")
 
 
 @pytest.fixture
@@ -106,10 +107,13 @@ def test_a_calibrated_run_records_its_lambda_resumes_with_it_and_is_reported(
     assert f"settings.scale (auto there, {scale} now)" in err
 
 
-def test_a_calibrated_lambda_by_spread(policy: Path, tmp_path: Path, zprl: Any) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_a_calibrated_lambda_by_spread(own: bool, policy: Path, tmp_path: Path, zprl: Any) -> None:
     demos, output = demos_of(policy), tmp_path / "run"
-    changes = ["scale=auto", f"scale_by={demos}", "n_timesteps=20"]
-    assert zprl(*train_command(policy, output, *changes))[0] == 0
+    changes = ["scale=auto", "n_timesteps=20", *(f"{name}={'auto' if own else demos}" for name in BY_DEMONSTRATIONS)]
+    code, out, _ = zprl(*train_command(policy, output, *changes))
+    assert code == 0
+    assert f"compare z̃ with the demonstrations in {'runs/demos.hdf5' if own else demos}" in out
     spec = SteeringSAC.load(output / "model.zip").steering_spec
     expected = calibrate(policy, demos, by_spread=True)
     assert spec is not None
@@ -118,10 +122,11 @@ def test_a_calibrated_lambda_by_spread(policy: Path, tmp_path: Path, zprl: Any) 
     assert zprl("evaluate", output, "--episodes", "2")[0] == 0
 
 
-def test_without_demonstrations_there_is_no_calibrated_lambda(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
-    code, _, err = zprl(*train_command(toy_policy, tmp_path / "run", "scale=auto"))
+@pytest.mark.parametrize("name", ["scale", *BY_DEMONSTRATIONS])
+def test_without_demonstrations_nothing_is_automatic(name: str, toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    code, _, err = zprl(*train_command(toy_policy, tmp_path / "run", f"{name}=auto"))
     assert (code, err.count("\n")) == (1, 1)
-    assert "scale=auto needs the policy's demonstrations: " in err
+    assert f"{name}=auto needs the policy's demonstrations: " in err
     assert "pretrain.yml is missing" in err
     assert not (tmp_path / "run" / "run.yml").exists()
 

@@ -49,6 +49,15 @@ def by_hand(length: int, first: int, chunk: int = 2) -> list[tuple[Any, Any, flo
     return rows
 
 
+def test_a_mask_chooses_episodes(demos: Path) -> None:
+    with h5py.File(demos, "a") as file:
+        file["mask/second"] = np.array([b"demo_1"])
+    steering = LatentSteering(tiny_policy(env_id=POINT), 0.5)
+    chosen = demonstration_buffer(demos, steering, GAMMA, sparse=False, mask="second", n_steps=1)
+    rewards = [row[2] for first in range(2) for row in by_hand(LENGTHS[1], first)]
+    np.testing.assert_allclose(contents(chosen).rewards[:, 0], rewards, rtol=1e-5)
+
+
 def test_every_chunk_from_each_of_the_first_steps_is_a_transition(demos: Path) -> None:
     policy = tiny_policy(env_id=POINT)
     assert policy.bottleneck is not None
