@@ -111,14 +111,14 @@ def test_a_baseline_is_trained_resumed_and_evaluated(
     algo: str, kind: str, toy_policy: Path, tmp_path: Path, zprl: Any
 ) -> None:
     output = tmp_path / algo
-    command = [*train_command(toy_policy, output), "algorithm.progressive=30", "--algo", algo]
-    assert zprl(*command, "--set", "n_timesteps=40")[0] == 0
+    command = [*train_command(toy_policy, output, "n_timesteps=40"), "algorithm.progressive=20", "--algo", algo]
+    assert zprl(*command, "--set", "n_timesteps=20")[0] == 0
     assert zprl(*command)[0] == 0
-    assert chunks(output) == [0, 20, 40, 60]
+    assert chunks(output) == [0, 20, 40]
     model: Any = learner("dsrl_na" if algo == "dsrl_na" else "sac").load(output / "model.zip")
     assert model.steering_spec is not None
     assert model.steering_spec.kind == kind
-    assert model.progressive == 30
+    assert model.progressive == 20
     assert zprl("evaluate", str(output), "--episodes", "2")[0] == 0
     code, _, err = zprl("evaluate", str(output), "--episodes", "2", "--noise", "zero")
     assert (code, "leaves nothing to steer" in err) == ((1, True) if kind == "noise" else (0, False))
