@@ -111,7 +111,8 @@ def test_a_baseline_is_trained_resumed_and_evaluated(
     algo: str, kind: str, toy_policy: Path, tmp_path: Path, zprl: Any
 ) -> None:
     output = tmp_path / algo
-    command = [*train_command(toy_policy, output, "n_timesteps=40"), "algorithm.progressive=20", "--algo", algo]
+    changes = ["n_timesteps=40", "algorithm.progressive=20", "algorithm.gradient_steps=1"]
+    command = [*train_command(toy_policy, output, *changes), "--algo", algo]
     assert zprl(*command, "--set", "n_timesteps=20")[0] == 0
     assert zprl(*command)[0] == 0
     assert chunks(output) == [0, 20, 40]
