@@ -57,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Imported only now: collecting needs no torch, and `zprl --help` needs nothing.
         program = importlib.import_module(f"zprl_sb3.scripts.{name.replace('-', '_')}")
-        if argv is None and "torch" in sys.modules:  # as a command, that is, in a process of its own
-            importlib.import_module("zprl_sb3.optimizers").without_compiler()
         return int(program.main(rest))
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -132,19 +132,6 @@ def test_ctrl_c_is_exit_code_130(failing: Any, zprl: Any) -> None:
     assert zprl("fail") == (130, "", "")
 
 
-def test_a_command_takes_pytorchs_compiler_out_of_its_process_a_call_does_not(
-    failing: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    monkeypatch.setattr("zprl_sb3.optimizers.without_compiler", lambda: calls.append("taken out"))
-    monkeypatch.setattr(sys, "argv", ["zprl", "fail"])
-    failing.error = KeyboardInterrupt()
-    assert cli.main(["fail"]) == 130
-    assert calls == []
-    assert cli.main() == 130
-    assert calls == ["taken out"]
-
-
 def test_a_program_that_is_run_as_a_module_behaves_the_same() -> None:
     command = [sys.executable, "-m", "zprl_sb3.scripts.report", "nowhere", "--output", "nowhere"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
