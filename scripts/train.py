@@ -35,7 +35,7 @@ from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.robot_envs import is_real
 from zprl_sb3.robot_envs.real.tasks import task_settings
 from zprl_sb3.sac import SteeringSAC
-from zprl_sb3.scripts import cli, soe
+from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import (
     add_device,
     add_seed,
@@ -90,6 +90,8 @@ def train(
     output, model_path = Path(output), Path(output) / "model.zip"
     _check(settings)
     if settings["learner"] == SOE:
+        from zprl_sb3.scripts import soe  # with all of pretraining, which no other run needs
+
         return soe.explore(policy_path, output, seed, settings, device)
     policy = run_policy(policy_path, settings, device)
     if policy.env_id is None:

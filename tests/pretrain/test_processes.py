@@ -53,7 +53,7 @@ def assert_close(mine: Path, theirs: Path) -> None:
 def test_two_processes_learn_what_one_does_even_if_interrupted(tmp_path: Path) -> None:
     demos = image_demonstrations(tmp_path / "demos.hdf5")
     # Adam's first steps follow the signs of gradients, and so their last bits: a small rate keeps this comparable.
-    changes = ["training.autocast=false", "training.learning_rate=1e-4", "training.steps=100"]
+    changes = ["training.autocast=false", "training.learning_rate=1e-4", "training.steps=60"]
     together, alone = tmp_path / "together", tmp_path / "alone"
     command = image_pretrain_command(demos, together, *changes)[1:]
     process = start(*command)

@@ -152,7 +152,7 @@ def test_a_state_of_another_architecture_is_not_called_damaged(tmp_path: Path, t
 
 
 def test_a_killed_process_costs_nothing_but_time(push_demos: Path, tmp_path: Path) -> None:
-    killed, expected, longer = tmp_path / "killed", tmp_path / "whole", "training.steps=120"
+    killed, expected, longer = tmp_path / "killed", tmp_path / "whole", "training.steps=80"
     process = subprocess.Popen(
         [sys.executable, "-m", "zprl_sb3.scripts.cli", *pretrain_command(push_demos, killed, longer)],
         stdout=subprocess.PIPE,
@@ -168,7 +168,7 @@ def test_a_killed_process_costs_nothing_but_time(push_demos: Path, tmp_path: Pat
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (killed / "policy").exists()
-    assert 20 <= th.load(killed / STATE, weights_only=True)["step"] < 120
+    assert 20 <= th.load(killed / STATE, weights_only=True)["step"] < 80
     for output in (killed, expected):
         pretrain(compose(overrides=pretrain_command(push_demos, output, longer)[1:]))
     mine, theirs = (load_file(output / "policy" / "weights.safetensors") for output in (killed, expected))

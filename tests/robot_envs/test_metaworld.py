@@ -14,6 +14,7 @@ from zprl_sb3.robot_envs.demonstrators import Operator, ScriptedDemonstrator
 from zprl_sb3.robot_envs.metaworld import MetaWorldEnv
 
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
+QUICK = ("push-v3", "door-open-v3", "peg-insert-side-v3")
 SHOWN = [("PushWall", camera) for camera in CAMERAS] + [("BoxClose", "corner2")]
 PERFECT = Operator("better", noise=0, gain=1, random=0, pause=0, burst=0, bias=0, object_offset=0, goal_offset=0)
 
@@ -65,15 +66,11 @@ def test_gymnasiums_own_check():
     check_env(gym.make("zprl/Push-v0").unwrapped, skip_render_check=True)
 
 
-@pytest.mark.parametrize("task", ["push-v3", "door-open-v3", "peg-insert-side-v3"])
+@pytest.mark.parametrize(
+    "task", [task if task in QUICK else pytest.param(task, marks=pytest.mark.slow) for task in METAWORLD_TASKS]
+)
 def test_a_seed_fixes_the_rollout_bit_by_bit(task):
     simulated.check_seeded_rollouts(gym.make(env_id(task)), gym.make(env_id(task)), steps=20)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", METAWORLD_TASKS)
-def test_every_task_is_seeded(task):
-    test_a_seed_fixes_the_rollout_bit_by_bit(task)
 
 
 @pytest.mark.parametrize("name", ["zprl/BoxClose-v0", "zprl/Push-v0"])

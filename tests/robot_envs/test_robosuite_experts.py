@@ -43,9 +43,9 @@ def test_a_perfect_operator_succeeds_quickly(task, seed, limit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "limit"), [("lift", 45), ("can", 190), ("square", 190), ("transport", 460)])
+@pytest.mark.parametrize(("task", "limit"), [("square", 190), ("transport", 460)])
 @pytest.mark.parametrize("seed", [2, 3])
-def test_a_perfect_operator_succeeds_in_every_task(task, seed, limit):
+def test_a_perfect_operator_succeeds_in_the_longer_tasks(task, seed, limit):
     test_a_perfect_operator_succeeds_quickly(task, seed, limit)
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,9 +46,9 @@ def start() -> Iterator[Start]:
     toy_task = str(Path(helpers.__file__).parent)
     path = os.pathsep.join([toy_task, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
-    def run(*arguments: str | Path) -> subprocess.Popen[str]:
+    def run(*arguments: str | Path, program: Sequence[str] = ("-m", "zprl_sb3.scripts.cli")) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "zprl_sb3.scripts.cli", *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch as th
 import yaml
 
 from helpers import point_demonstrations
 from programs import train_command
+from zprl_sb3 import analysis
 from zprl_sb3.analysis_page import PICTURES
 from zprl_sb3.files import read_rows, write_rows
 
@@ -31,11 +34,11 @@ def run(toy_run: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_run_is_drawn_with_its_numbers(run: Path, tmp_path: Path, zprl: Any) -> None:
+def test_a_run_is_drawn_with_its_numbers(run: Path, tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("umap")
     demos, output = point_demonstrations(tmp_path / "demos.hdf5", (20, 20)), tmp_path / "out"
-    arguments = ["--demonstrations", demos, "--output", output, "--episodes", "2"]
-    code, text, _ = zprl("analyse", run, *arguments, "--scales", "0.2", "1")
+    arguments = ["analyse", run, "--demonstrations", demos, "--episodes", "2", "--scales", "0.2", "1000"]
+    code, text, _ = zprl(*arguments, "--output", output)
     assert code == 0
     assert f"Wrote {output / 'analysis.md'}" in text
     drawn = {"maps", "shift", "smoothness"}
@@ -50,13 +53,27 @@ def test_a_run_is_drawn_with_its_numbers(run: Path, tmp_path: Path, zprl: Any) -
     assert "does not tell where an action sends the hands" in page
     facts = json.loads((output / "analysis.json").read_text())
     assert facts["observations"] == facts["mapped"] == 40
-    assert (facts["scale"], facts["scales"]) == (0.5, [0.2, 1.0])
+    assert (facts["scale"], facts["scales"]) == (0.5, [0.2, 1000.0])
     assert facts["rollouts"]["steered"]["seeds"] == [100_000, 100_001]
     curves = pd.read_csv(output / "shift.csv")
-    assert {0.0, 0.2, 0.5, 1.0} <= set(curves["scale"])
+    assert {0.0, 0.2, 0.5, 1000.0} <= set(curves["scale"])
     own = curves[(curves["scale"] == 0.5) & (curves["delta"] == "trained actor")]
     assert own["displacement"].item() == pytest.approx(facts["steering"]["displacement"], rel=1e-3)
-    assert set(pd.read_csv(output / "maps.csv")["scale"]) == {0.0, 0.2, 1.0}
+
+    # The maps tell what is apart, and repeat. All of it in one test: UMAP compiles for many seconds in each process.
+    maps = pd.read_csv(output / "maps.csv")
+    assert maps.groupby(["space", "scale"]).size().to_dict() == {
+        (space, scale): 40 for space in ("actions", "context") for scale in (0.0, 0.2, 1000.0)
+    }
+    contexts = maps[maps["space"] == "context"]
+    before, far = (contexts.loc[contexts["scale"] == scale, ["x", "y"]].to_numpy() for scale in (0.0, 1000.0))
+    assert np.linalg.norm(before.mean(0) - far.mean(0)) > before.std(0).max() + far.std(0).max()
+    assert th.get_num_threads() == 1
+    assert zprl(*arguments, "--output", tmp_path / "again")[0] == 0
+    assert (tmp_path / "again" / "maps.csv").read_bytes() == (output / "maps.csv").read_bytes()
+    monkeypatch.setattr(analysis, "POINTS", 45)
+    assert zprl(*arguments, "--output", tmp_path / "again")[0] == 0
+    assert len(pd.read_csv(tmp_path / "again" / "maps.csv")) == 2 * 3 * 15
 
     # Without demonstrations, and from a snapshot: nothing of the first analysis stays.
     (run / "model.zip").unlink()

@@ -168,13 +168,13 @@ def test_a_table_has_a_row_for_each_result() -> None:
 
 @pytest.mark.slow
 def test_videos_of_the_first_episodes_on_demand(tmp_path: Path, zprl: Any) -> None:
-    policy = save_policy(push_policy(), tmp_path / "policy", env_kwargs={"max_episode_steps": 8})
+    policy = save_policy(push_policy(), tmp_path / "policy", env_kwargs={"max_episode_steps": 4})
     code, out, err = zprl("evaluate", policy, "--episodes", "3", "--seed", "70", "--video", "2")
     assert (code, err) == (0, "")
     videos = tmp_path / "videos"
     assert {file.name for file in videos.iterdir()} == {"episode_70_failure.mp4", "episode_71_failure.mp4"}
     frames = imageio.imread(videos / "episode_70_failure.mp4", plugin="pyav")
-    assert len(frames) > 9
+    assert len(frames) > 5
     assert np.std(frames[0]) > 10
     assert f"videos to {videos}" in out
 

@@ -80,9 +80,9 @@ def test_while_it_trains_there_is_a_checkpoint_that_can_be_loaded(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_loop", lambda trainer, *_: stop(trainer))
-        assert zprl(*pretrain_command(push_demos, tmp_path))[0] == 130
+        assert zprl(*pretrain_command(push_demos, tmp_path, "training.steps=20"))[0] == 130
     assert load_policy(tmp_path / "policy_latest").env_id == PUSH
-    assert zprl(*pretrain_command(push_demos, tmp_path))[0] == 0
+    assert zprl(*pretrain_command(push_demos, tmp_path, "training.steps=20"))[0] == 0
     assert load_policy(tmp_path / "policy").env_id == PUSH
     assert not (tmp_path / "policy_latest").exists()
 
@@ -92,7 +92,7 @@ def test_the_device_is_the_one_of_the_evaluation_too(
 ) -> None:
     devices: list[str] = []
     monkeypatch.setattr(program, "evaluate_checkpoint", lambda *_, device, **__: devices.append(device))
-    assert zprl(*pretrain_command(push_demos, tmp_path, "evaluation.episodes=2"))[0] == 0
+    assert zprl(*pretrain_command(push_demos, tmp_path, "training.steps=20", "evaluation.episodes=2"))[0] == 0
     assert devices == ["cpu"]
 
 

@@ -1,4 +1,7 @@
-"""The numbers behind an analysis: by hand where that is possible, and against what else knows them."""
+"""The numbers behind an analysis: by hand where that is possible, and against what else knows them.
+
+Maps are tested in ``tests/scripts/test_analyse.py``.
+"""
 
 from __future__ import annotations
 
@@ -78,26 +81,6 @@ def test_chunks_are_those_that_the_steering_executes(steering: LatentSteering, l
     found = analysis.executed(steering, contexts, noise).reshape(chunks.shape)
     inverse = tiny_policy().action_normalizer.inverse(th.as_tensor(found)).numpy()
     np.testing.assert_allclose(inverse, chunks, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_map_tells_what_is_apart_and_repeats(
-    steering: LatentSteering, latents: OfflineLatents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("umap")
-    delta = np.ones_like(latents.z)
-    found = analysis.maps(steering, latents, delta, [0.5, 1000.0], seed=0)
-    assert found.groupby(["space", "scale"]).size().to_dict() == {
-        (space, scale): 60 for space in ("actions", "context") for scale in (0.0, 0.5, 1000.0)
-    }
-    contexts = found[found["space"] == "context"]
-    before, _, far = (contexts.loc[contexts["scale"] == scale, ["x", "y"]].to_numpy() for scale in (0.0, 0.5, 1000.0))
-    assert np.linalg.norm(before.mean(0) - far.mean(0)) > before.std(0).max() + far.std(0).max()
-    assert found.equals(analysis.maps(steering, latents, delta, [0.5, 1000.0], seed=0))
-    assert th.get_num_threads() == 1
-    monkeypatch.setattr(analysis, "POINTS", 45)
-    assert len(analysis.maps(steering, latents, delta, [0.5, 1.0], seed=0)) == 2 * 3 * 15
 
 
 def test_without_umap_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

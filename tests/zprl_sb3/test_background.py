@@ -29,8 +29,17 @@ MAKE = partial(steered_points, seeded_episodes=True, env_kwargs={"reach": 0.5})
 SEED, EPISODES = 77, 4
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def background() -> Iterator[BackgroundEvaluation]:
+    """Return one that tests share, as its process takes seconds to start."""
+    evaluation = BackgroundEvaluation(MAKE)
+    yield evaluation
+    evaluation.close()
+
+
+@pytest.fixture
+def own() -> Iterator[BackgroundEvaluation]:
+    """Return one whose process a test may end."""
     evaluation = BackgroundEvaluation(MAKE)
     yield evaluation
     evaluation.close()
@@ -79,11 +88,11 @@ def test_nothing_is_finished_where_nothing_was_submitted(background: BackgroundE
     assert background.finished() == background.finished(wait=True) == []
 
 
-def test_a_process_that_has_died_is_an_error(background: BackgroundEvaluation) -> None:
-    background._process.kill()
-    background._process.join()
+def test_a_process_that_has_died_is_an_error(own: BackgroundEvaluation) -> None:
+    own._process.kill()
+    own._process.join()
     with pytest.raises(ChildProcessError, match="evaluation has ended"):
-        evaluate_once(background)
+        evaluate_once(own)
 
 
 def test_an_environment_that_cannot_be_made_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
@@ -102,10 +111,10 @@ def test_signals_are_for_the_main_process_to_answer(background: BackgroundEvalua
     assert len(evaluate_once(background)) == 1
 
 
-def test_close_ends_the_process_in_the_middle_of_an_evaluation(background: BackgroundEvaluation) -> None:
-    background.submit(tiny_model().policy, SEED, 1000 * EPISODES, {})
-    background.close()
-    assert not background._process.is_alive()
+def test_close_ends_the_process_in_the_middle_of_an_evaluation(own: BackgroundEvaluation) -> None:
+    own.submit(tiny_model().policy, SEED, 1000 * EPISODES, {})
+    own.close()
+    assert not own._process.is_alive()
 
 
 FORGETFUL = """

@@ -67,7 +67,7 @@ def test_the_first_row_is_the_base_policy_nearly_and_the_last_the_trained_model_
 
 def test_evaluating_does_not_change_training(tmp_path: Path) -> None:
     def train(callback: BaseCallback | None) -> SteeringSAC:
-        return tiny_model(steered_points(sample_latent=True)).learn(100, callback)
+        return tiny_model(steered_points(sample_latent=True)).learn(40, callback)
 
     assert same(everything(train(None)), everything(train(evaluation(tmp_path / "evaluations.csv", eval_freq=10))))
 
@@ -152,17 +152,17 @@ def test_a_run_that_is_already_over_is_evaluated_once(tmp_path: Path) -> None:
 
 
 def test_a_loaded_snapshot_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    uninterrupted = tiny_model(steered_points(sample_latent=True)).learn(140)
+    uninterrupted = tiny_model(steered_points(sample_latent=True)).learn(80)
     # The environments stay as they are: a simulator's state is not part of a snapshot.
     env = steered_points(sample_latent=True)
-    save_snapshot(tiny_model(env).learn(70), tmp_path / "snapshot")
+    save_snapshot(tiny_model(env).learn(40), tmp_path / "snapshot")
     # Another run in between leaves other random states behind.
-    tiny_model(seed=9).learn(30)
+    tiny_model(seed=9).learn(20)
     resumed = load_snapshot(SteeringSAC, tmp_path / "snapshot", env, force_reset=False)
     assert isinstance(resumed, SteeringSAC)
-    assert resumed.num_timesteps == 70
-    resumed.learn(70, reset_num_timesteps=False)
-    assert resumed._n_updates == uninterrupted._n_updates == 130
+    assert resumed.num_timesteps == 40
+    resumed.learn(40, reset_num_timesteps=False)
+    assert resumed._n_updates == uninterrupted._n_updates == 70
     assert same(everything(resumed), everything(uninterrupted))
     assert resumed.env_steps == uninterrupted.env_steps
     assert resumed.num_timesteps == uninterrupted.num_timesteps

@@ -237,7 +237,7 @@ def off_course(cls: type[FineTuning]) -> FlowPolicy:
 @pytest.mark.parametrize("cls", METHODS)
 def test_a_policy_that_is_off_course_is_put_right(cls: type[FineTuning]) -> None:
     policy = off_course(cls)
-    judge = make_vec_steering(POINT, WeightSteering(policy), 8, GAMMA, seeded_episodes=True)
+    judge = make_vec_steering(POINT, WeightSteering(policy), 40, GAMMA, seeded_episodes=True)
     settings = {"n_steps": 12, "batch_size": 96, "n_epochs": 5, "vf_learning_rate": 3e-3}
     settings |= {"clip_range": 0.05, "bootstrap_timeouts": False}
     if cls is DPPO:  # of two steps the first decides most, and its own clip range would hardly let it
