@@ -57,7 +57,6 @@ class Person:
 
         :raises Stopped: If the robot was stopped meanwhile
         """
-        self._supervisor.ready()  # said while the robot was still moving: it is asked for again
         for _ in self._waits(stage, "reset", "Set the scene, then start"):
             _refuse_stopped(stage)
             if self.quit:
@@ -92,7 +91,7 @@ class Person:
     def told(self, stage: Stage, message: str) -> None:
         """Show what is wrong for a while."""
         end = time.monotonic() + RETRY
-        for _ in self._waits(stage, "reset", message):
+        for _ in self._waits(stage, "preparing", message):
             if self.quit or time.monotonic() > end:
                 return
 

@@ -183,7 +183,8 @@ class Status:
     """What a person should know.
 
     :param task: Name of the task
-    :param phase: ``"reset"``, ``"running"``, ``"paused"``, ``"judging"``, ``"stopped"``
+    :param phase: ``"preparing"`` (the robot goes home for instance, and nothing is asked for), ``"reset"`` (the scene is
+        to be set), ``"running"``, ``"paused"``, ``"judging"``, ``"stopped"``
     :param message: What is waited for, or what is wrong
     :param episode: Number of the episode, from 1
     :param episodes: Episodes that were finished

@@ -60,13 +60,13 @@ class Stage:
         :raises RobotError: If something is wrong with robot or cameras
         """
         if not self._connected:
-            person.show("reset", "Connecting to the robot again", self.frames)
+            person.show("preparing", "Connecting to the robot again", self.frames)
             self.connect()
         while self.stopped is not None and person.clears(self):
             self._clear()
         if person.quit:
             return False
-        person.show("reset", "The robot goes home: keep away from it", self.look())
+        person.show("preparing", "The robot goes home: keep away from it", self.look())
         # Said before there was a robot to stop, or while the last stop was being cleared: going home asks nobody.
         person.refuse_stop(self)
         self._robot.hold()

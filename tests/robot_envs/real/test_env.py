@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from gymnasium.utils.env_checker import check_env
 from people import ScriptedPerson
 
 from arms import TWO_ARMS, KinematicRobot, SyntheticCamera, kinematic_station
+from zprl_sb3.robot_envs.real.decisions import Answer, Word
 from zprl_sb3.robot_envs.real.env import RealRobotEnv
 from zprl_sb3.robot_envs.real.episodes import ending_of, episode_files, read_episode
+from zprl_sb3.robot_envs.real.page import PageSupervisor
 from zprl_sb3.robot_envs.real.poses import ActionError
 from zprl_sb3.robot_envs.real.robots import RobotError, Signal, Station
 from zprl_sb3.wrappers import ActionChunk
@@ -255,6 +258,29 @@ def test_the_robot_waits_for_the_scene(task: Path) -> None:
         assert len(asked) == 6
         assert {status.phase for status in asked} == {"reset"}
         assert all("front" in frames for frames in person.frames[1:])
+
+
+def test_a_start_on_the_way_home_is_refused_and_said_to_be(task: Path) -> None:
+    page, answers = PageSupervisor(port=0), list[Answer]()
+
+    class Home(KinematicRobot):
+        def home(self) -> None:
+            super().home()
+            answers.append(page.say(Word.START, page.turn))
+
+    def start() -> None:
+        while page.status is None or page.status.phase != "reset":
+            time.sleep(0.005)
+        assert page.say(Word.START, page.turn).taken
+
+    robot = Home()
+    person = threading.Thread(target=start)
+    person.start()
+    env = RealRobotEnv(task, station=Station(robot, {"front": SyntheticCamera()}), supervisor=page)
+    env.reset()
+    person.join()
+    assert [answer.taken for answer in answers] == [False]
+    env.close()
 
 
 def test_what_was_pressed_too_late_does_not_end_the_next_episode(task: Path) -> None:
