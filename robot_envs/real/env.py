@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing import parent_process
 from pathlib import Path
@@ -23,7 +24,7 @@ from zprl_sb3.robot_envs.real.journal import INTERRUPTED, Source
 from zprl_sb3.robot_envs.real.person import ABORTED, FAILURE, SUCCESS, TIMEOUT, Person
 from zprl_sb3.robot_envs.real.poses import ActionError
 from zprl_sb3.robot_envs.real.rate import Rate
-from zprl_sb3.robot_envs.real.robots import RobotError, Station, Supervisor, Values
+from zprl_sb3.robot_envs.real.robots import LeaderError, RobotError, Station, Supervisor, Values
 from zprl_sb3.robot_envs.real.stage import Stage
 from zprl_sb3.robot_envs.real.tasks import Task, load_task, make_station, make_supervisor
 
@@ -99,7 +100,9 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         """Hold, go home, and begin an episode once a person says that the scene is set.
 
         :param seed: Has no effect on the world
-        :param options: Ignored
+        :param options: ``"leader"``: a function that returns an action. The arms first go slowly to where it has them,
+            wherever that moves, and the episode begins once they are near
+        :raises LeaderError: If that function does
         :raises RobotError: If the robot cannot be connected the first time; later it is waited for
         :raises InUse: If another process writes into the folder of episodes
         """
@@ -108,7 +111,11 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         stage, person = self._open()
         while not self._enough and not self._running:
             try:
-                self._running = stage.prepare(person) and self._begin(stage)
+                there = stage.prepare(person) and self._follow(stage, person, (options or {}).get("leader"))
+                self._running = there and self._begin(stage)
+            except LeaderError:
+                stage.hold()
+                raise
             except (OSError, RobotError) as error:
                 stage.recover(person, error)
         return self._told(), {"is_success": False} | self._quit_info()
@@ -156,12 +163,12 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         """Return the action (A,) that sends the arms to where ``values`` are, within the action space.
 
         :param values: By the names of a command, those that a leader arm tells for instance
-        :raises RobotError: If one is missing
+        :raises LeaderError: If one is missing
         """
         try:
             action = self._poses.action(values)
         except KeyError as error:
-            raise RobotError(f"Whoever demonstrates must tell {error}; it tells {', '.join(values)}") from error
+            raise LeaderError(f"Whoever demonstrates must tell {error}; it tells {', '.join(values)}") from error
         return np.clip(action, self._low, self._high)
 
     def commanded(self) -> NDArray[np.float64] | None:
@@ -209,6 +216,15 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
             self._person.stops(stage.stop)
             self._stage = stage
         return self._stage, self._person
+
+    def _follow(self, stage: Stage, person: Person, leader: Callable[[], NDArray[Any]] | None) -> bool:
+        """Bring the arms to a leader's, if there is one, and return whether they are there."""
+
+        def step() -> str:
+            far = stage.approach(self._poses.command(leader())) if leader is not None else ""
+            return far and f"The robot goes to the leader, slowly: keep away from it. It is off in {far}"
+
+        return person.watches(stage, step)
 
     def _begin(self, stage: Stage) -> bool:
         self._poses.begin()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from zprl_sb3.robot_envs.real.robots import Arm, Frame, RobotError, Stopped, Values
 
-VERSION = 1
+VERSION = 2
 MAX_REQUEST = 64 * 1024  # bytes
 MAX_PART = 64 * 1024 * 1024  # bytes of an answer's head or image
 MAX_NAME = 100

@@ -70,6 +70,23 @@ class Person:
         self._began, self.reason = time.monotonic(), ""
         return not self.quit
 
+    def watches(self, stage: Stage, step: Callable[[], str]) -> bool:
+        """Repeat a step once a period until it has nothing left to say, and return whether it has not.
+
+        :param step: Moves the robot a little; returns what is shown
+        :return: Whether it is done; not if no further episode is wanted
+        :raises Stopped: If the robot was stopped meanwhile
+        """
+        while message := step():
+            self.show("preparing", message, stage.look())
+            self._heard(stage)
+            _refuse_stopped(stage)
+            _refuse_orphan()
+            if self.quit:
+                return False
+            time.sleep(self._period)
+        return True
+
     def refuse_stop(self, stage: Stage) -> None:
         """Obey a stop that was said and not asked for yet.
 

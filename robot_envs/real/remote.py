@@ -62,6 +62,11 @@ class RemoteRobot:
         command = checked(action, self._arms)
         self.connection.request("step", action=messages.packed_values(command))
 
+    def approach(self, action: Values) -> None:
+        """Tell the arms where to be next, as :meth:`send_action` does, but at half of the limits' speeds."""
+        command = checked(action, self._arms)
+        self.connection.request("step", action=messages.packed_values(command), slow=True)
+
     def hold(self) -> None:
         self.connection.request("hold")
 

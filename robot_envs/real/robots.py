@@ -32,6 +32,10 @@ class Stopped(RobotError):
     """The robot was stopped, and stays so until a person clears it. The message says why."""
 
 
+class LeaderError(RobotError):
+    """Whoever demonstrates does not tell where the arms are to be. The message says why."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One arm of a robot.
@@ -183,8 +187,8 @@ class Status:
     """What a person should know.
 
     :param task: Name of the task
-    :param phase: ``"preparing"`` (the robot goes home for instance, and nothing is asked for), ``"reset"`` (the scene is
-        to be set), ``"running"``, ``"paused"``, ``"judging"``, ``"stopped"``
+    :param phase: ``"preparing"`` (the robot goes home, say, and nothing is asked for), ``"reset"`` (the scene is to be
+        set), ``"running"``, ``"paused"``, ``"judging"``, ``"stopped"``
     :param message: What is waited for, or what is wrong
     :param episode: Number of the episode, from 1
     :param episodes: Episodes that were finished

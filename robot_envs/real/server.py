@@ -272,7 +272,7 @@ class RobotServer:
     def _step(self, session: Session, content: Mapping[str, Any]) -> Result:
         action = messages.read_values(content.get("action"))
         self._sessions.command(session)
-        self._guard.send_action(action)
+        (self._guard.approach if content.get("slow") else self._guard.send_action)(action)
         session.steps.append(session.seen)
         return {}, []
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zprl_sb3.robot_envs.real.following import NEAR, distance
 from zprl_sb3.robot_envs.real.frames import Frames, Images, StaleCamera
 from zprl_sb3.robot_envs.real.robots import RobotError, Station, Stopped, Values
 
@@ -111,6 +112,21 @@ class Stage:
         if self._latched is not None:
             raise Stopped(self._latched)
         self._robot.send_action(command)
+
+    def approach(self, command: Values) -> str:
+        """Have the arms go slowly to where a command has them, and return what is far from there still; "" once near.
+
+        :raises Stopped: While the robot is stopped
+        :raises RobotError: If it does not take it
+        """
+        if self._latched is not None:
+            raise Stopped(self._latched)
+        here = self._robot.get_observation()
+        ways = {name: distance(name, here[name], value) for name, value in command.items()}
+        far = [f"{name} by {way:.2f}" for name, way in ways.items() if way > NEAR[name.rsplit("/", 1)[1]]]
+        if far:
+            self._robot.approach(command)
+        return ", ".join(far)
 
     def hold(self) -> None:
         """Stay where the arms are, if the robot can still be told so; otherwise its watchdog sees to it."""

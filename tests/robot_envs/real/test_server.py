@@ -124,6 +124,17 @@ def test_errors_come_over_with_their_kind_and_text(remote: Station, server: Robo
         remote.robot.get_observation()
 
 
+def test_an_approach_is_at_half_the_speed(remote: Station, robot: KinematicRobot) -> None:
+    ways = []
+    for go in (remote_robot(remote).approach, remote.robot.send_action):
+        remote.robot.home()
+        for _ in range(12):
+            go(command(0.6))
+            time.sleep(1 / 30)
+        ways.append(x_of(remote.robot) - 0.3)
+    assert ways[0] == pytest.approx(ways[1] / 2, rel=0.35)
+
+
 def test_a_stop_at_the_server_is_cleared_only_there(remote: Station, server: RobotServer) -> None:
     server.stop("Enter on the server's console")
     with pytest.raises(Stopped, match=r"Enter on the server's console. It was stopped at the server"):
