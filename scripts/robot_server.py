@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from zprl_sb3.interrupts import TERMINATED
 from zprl_sb3.robot_envs.real import ADDRESS, KEYS
+from zprl_sb3.robot_envs.real.robots import RobotError
 from zprl_sb3.robot_envs.real.tasks import load_task, local_station, part
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import new_parser
@@ -79,10 +80,17 @@ def _listen(server: RobotServer, console: TextIO) -> None:
             server.stop("Stopped by a person at the robot server")
             print("STOPPED; clear and Enter lets it move again", flush=True)
         elif said == "clear":
-            server.clear()
-            print("Cleared", flush=True)
+            _clear(server)
         else:
             print("Enter or stop: stop the robot. clear: let it move again", flush=True)
+
+
+def _clear(server: RobotServer) -> None:
+    try:
+        server.clear()
+        print("Cleared", flush=True)
+    except RobotError as error:
+        print(f"NOT cleared: {error}", flush=True)
 
 
 def _report(server: RobotServer) -> NoReturn:

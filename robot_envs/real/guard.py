@@ -29,6 +29,7 @@ WINDOW = 10.0  # seconds over which the loop's own timing is told
 HOME_TIME = 60.0  # seconds to get home
 END = 1.0  # seconds to brake before disconnecting
 PATIENCE = 5.0  # seconds for the driver to come back from its last call
+RECOVERY = 30.0  # seconds for a driver that failed to be connected anew
 HANGS = "The robot's driver does not return: it could not be told to hold. Use its emergency stop"
 
 
@@ -73,6 +74,8 @@ class Guard:
 
     def _forget(self) -> None:
         self._failure: str | None = None  # why there is no observation
+        self._failed = False  # the driver, since it was connected
+        self._recovers = False
         self._latest: tuple[Values, float] | None = None
         self._order, self._homing_failed = HOLD, ""
         # Only the thread's.
@@ -224,13 +227,39 @@ class Guard:
         :param reason: Told to whoever commands; the first one stays
         """
         with self._changed:
-            self._reason = self._reason or reason or "stopped"
-            self._end_homing("it was stopped")
+            if self._recovers:  # said after what was to clear it
+                self._reason, self._recovers = None, False
+            self._latch(reason or "stopped")
 
     def clear(self) -> None:
-        """Let the robot move again. Only for a person who has looked at it."""
+        """Let the robot move again, a driver that failed once it is connected anew. Only for a person who has looked.
+
+        :raises Stopped: If that driver fails again, or the robot was stopped meanwhile
+        :raises RobotError: If the driver hangs
+        """
+        self.start_clear()
         with self._changed:
-            self._reason = None
+            if not self._changed.wait_for(lambda: not self._recovers, RECOVERY):
+                raise RobotError(HANGS)
+            if self._reason is not None:
+                raise Stopped(self._reason)
+
+    def start_clear(self) -> None:
+        """Begin to let the robot move again; :attr:`recovers` tells when that is over, :attr:`stopped` how."""
+        with self._changed:
+            if self._failed and self._thread is not None and self._thread.is_alive():
+                self._recovers = True
+            else:
+                self._reason = None
+
+    @property
+    def recovers(self) -> bool:
+        """Whether a driver that failed is connected anew now."""
+        return self._recovers
+
+    def _latch(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._end_homing("it was stopped")
 
     def _check_connected(self) -> None:
         if self._thread is None or not self._thread.is_alive() or self._closing.is_set():
@@ -298,6 +327,8 @@ class Guard:
             self._measure()
 
     def _tick(self) -> None:
+        if self._recovers:
+            self._recover()
         if (stopped := self._reason is not None) and not self._halted:
             self._follower.forget()
             self._robot.hold()  # if it fails, the next tick tries again
@@ -305,6 +336,20 @@ class Guard:
         self._publish(self._robot.get_observation())
         if not stopped:
             self._move()
+
+    def _recover(self) -> None:
+        """Connect anew to a driver that failed: what ends its error, only it knows."""
+        failure = None
+        try:
+            self._robot.connect()
+            self._publish(self._robot.get_observation())
+        except Exception as error:  # whatever a driver raises
+            failure = _failure(error)
+        with self._changed:
+            self._failed = failure is not None
+            if self._recovers:
+                self._reason, self._recovers = failure, False
+            self._changed.notify_all()
 
     def _publish(self, values: Values) -> None:
         found = left_range(values, self.arms, self._limits)
@@ -349,10 +394,9 @@ class Guard:
             self._changed.notify_all()
 
     def _fail(self, error: Exception) -> None:
-        text = f"The robot's driver failed: {error or type(error).__name__}"
         with self._changed:
-            self._failure = text
-        self.stop(text)
+            self._failure, self._failed = _failure(error), True
+            self._latch(self._failure)
 
     def _count(self, names: Iterable[str]) -> None:
         with self._changed:
@@ -364,3 +408,7 @@ class Guard:
             self._window = now
             self._timing = self._rate.timing()
             self._rate.start()
+
+
+def _failure(error: Exception) -> str:
+    return f"The robot's driver failed: {str(error) or type(error).__name__}"

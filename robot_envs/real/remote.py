@@ -9,12 +9,13 @@ from typing import Any
 
 from zprl_sb3.robot_envs.real import KEYS, messages
 from zprl_sb3.robot_envs.real.connection import TIMEOUT, Connection
+from zprl_sb3.robot_envs.real.guard import HANGS, RECOVERY
 from zprl_sb3.robot_envs.real.keys import read_client_keys
 from zprl_sb3.robot_envs.real.robots import Arm, Frame, RobotError, Station, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import checked
 
 KEY = f"{KEYS}/robot.key"
-HOME_POLL = 0.1  # seconds between two questions whether the robot is home
+POLL = 0.1  # seconds between two questions whether the robot is home, or its driver connected anew
 
 
 class RemoteRobot:
@@ -78,7 +79,7 @@ class RemoteRobot:
         """
         self.connection.request("home")
         while (observed := self.connection.observe(images=False)).homing:
-            time.sleep(HOME_POLL)
+            time.sleep(POLL)
         if self.stopped is not None:
             raise Stopped(self.stopped)
         if observed.home_failure:
@@ -92,11 +93,19 @@ class RemoteRobot:
         self.connection.request("stop", reason=reason)
 
     def clear(self) -> None:
-        """Let it move again. Only for a person who has looked at it.
+        """Let it move again, once a driver that failed is connected anew. Only for a person who has looked at it.
 
-        :raises Stopped: If it was stopped at the server, where it must be cleared
+        :raises Stopped: If it was stopped at the server, where it must be cleared, or its driver fails again
+        :raises RobotError: If that driver hangs
         """
         self.connection.request("clear")
+        end = time.monotonic() + RECOVERY
+        while self.connection.request("command")[0].content["recovers"]:
+            if time.monotonic() > end:
+                raise RobotError(HANGS)
+            time.sleep(POLL)
+        if self.stopped is not None:
+            raise Stopped(self.stopped)
 
     def disconnect(self) -> None:
         self.connection.close()

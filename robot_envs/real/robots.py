@@ -76,6 +76,9 @@ class Robot(Protocol):
     def connect(self) -> None:
         """Connect and take over; the robot holds still.
 
+        Called once more after an error, to end what it left behind (an error of the controller, a port that is gone),
+        without letting arms fall that do not hold by themselves.
+
         :raises RobotError: If that fails
         """
 
@@ -124,7 +127,7 @@ class Camera(Protocol):
     """A camera that takes frames by itself."""
 
     def connect(self) -> None:
-        """Connect, and return when there is a first frame.
+        """Connect, and return when there is a first frame. May be called twice.
 
         :raises RobotError: If there is none
         """

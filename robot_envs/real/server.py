@@ -121,7 +121,10 @@ class RobotServer:
         self._guard.stop(reason)
 
     def clear(self) -> None:
-        """Let it move again, whoever has stopped it. From any thread, for a person beside it."""
+        """Let it move again, whoever has stopped it. From any thread but the server's, for a person beside it.
+
+        :raises RobotError: If its driver has failed, and cannot be connected anew
+        """
         self._console = None
         self._guard.clear()
 
@@ -245,7 +248,7 @@ class RobotServer:
 
     def _command(self, session: Session, _: Mapping[str, Any]) -> Result:
         self._sessions.command(session)
-        return {}, []
+        return {"recovers": self._guard.recovers}, []
 
     def _observe(self, _: Session, content: Mapping[str, Any]) -> Result:
         wanted = content.get("cameras", [])
@@ -294,7 +297,7 @@ class RobotServer:
         if self._console is not None:
             raise Stopped(f"{self._console}. It was stopped at the server, and must be cleared there")
         self._sessions.command(session)
-        self._guard.clear()
+        self._guard.start_clear()
         return {}, []
 
     def _bye(self, session: Session, _: Mapping[str, Any]) -> Result:

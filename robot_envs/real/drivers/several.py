@@ -17,7 +17,7 @@ class Several:
     """
 
     def __init__(self, robots: Mapping[str, Robot]) -> None:
-        self._robots = dict(robots)
+        self._robots, self._connected = dict(robots), False
         names = [name for each in self._robots.values() for name in each.arms]
         if not names or len(names) != len(set(names)):
             raise ValueError(f"Each robot needs an arm of another name; these have {', '.join(names) or 'none'}")
@@ -29,14 +29,16 @@ class Several:
     def connect(self) -> None:
         """Connect to all.
 
-        :raises RobotError: If one cannot be; the others are let go of again
+        :raises RobotError: If one cannot be; the others are let go of again, but not where all were connected before
         """
         try:
             for each in self._robots.values():
                 each.connect()
         except BaseException:
-            self.disconnect()
+            if not self._connected:
+                self.disconnect()
             raise
+        self._connected = True
 
     def get_observation(self) -> Values:
         return {name: value for each in self._robots.values() for name, value in each.get_observation().items()}
@@ -66,6 +68,7 @@ class Several:
             each.home()
 
     def disconnect(self) -> None:
+        self._connected = False
         for each in self._robots.values():
             each.disconnect()
 

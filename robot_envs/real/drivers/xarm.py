@@ -91,6 +91,7 @@ class XArm:
         :raises ImportError: Without the SDK
         """
         wrapper = load_package("xarm.wrapper", INSTALL)
+        self.disconnect()
         try:
             self._api = wrapper.XArmAPI(self._ip, is_radian=True, do_not_open=True)
             self._api.connect()

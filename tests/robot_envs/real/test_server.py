@@ -135,6 +135,26 @@ def test_an_approach_is_at_half_the_speed(remote: Station, robot: KinematicRobot
     assert ways[0] == pytest.approx(ways[1] / 2, rel=0.35)
 
 
+def test_a_driver_that_failed_is_connected_anew_by_a_clients_clear(
+    remote: Station, server: RobotServer, robot: KinematicRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robot.broken = True
+    until(lambda: server.status().stopped is not None)
+    with pytest.raises(Stopped, match="The robot's driver failed: The robot does not answer"):
+        remote_robot(remote).clear()
+    connect, connected = robot.connect, []
+
+    def mend() -> None:
+        time.sleep(0.7)  # longer than a client waits for an answer
+        robot.broken = False
+        connected.append(connect())
+
+    monkeypatch.setattr(robot, "connect", mend)
+    remote_robot(remote).clear()
+    assert connected == [None]
+    feed(remote.robot, 0.32, 0.1)
+
+
 def test_a_stop_at_the_server_is_cleared_only_there(remote: Station, server: RobotServer) -> None:
     server.stop("Enter on the server's console")
     with pytest.raises(Stopped, match=r"Enter on the server's console. It was stopped at the server"):

@@ -47,6 +47,15 @@ def test_if_one_cannot_be_connected_the_other_is_let_go() -> None:
     assert not left.connected
 
 
+def test_connected_once_more_none_is_let_go_of() -> None:
+    left, right, both = two()
+    both.connect()
+    with patch.object(right, "connect", side_effect=RobotError("no answer")), pytest.raises(RobotError, match="answer"):
+        both.connect()
+    assert left.connected
+    both.connect()
+
+
 @pytest.mark.parametrize("error", [RobotError("no answer"), TypeError("no answer")])  # as an SDK may raise
 def test_all_hold_whatever_becomes_of_one(error: Exception) -> None:
     left, right, both = two()

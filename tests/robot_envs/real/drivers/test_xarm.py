@@ -47,6 +47,16 @@ def test_connecting_changes_to_servo_mode_and_moves_nothing() -> None:
     assert not api.connected
 
 
+def test_connected_once_more_it_ends_an_error_and_keeps_one_connection() -> None:
+    robot, api = connected()
+    robot.connect()
+    assert not api.connected
+    assert api.state == 4  # which holds
+    again = sdks.XArmAPI.made[-1]
+    assert again is not api
+    assert (again.connected, again.mode, again.state) == (True, 1, 0)
+
+
 def test_metres_and_radians() -> None:
     robot, api = connected()
     told = robot.get_observation()
