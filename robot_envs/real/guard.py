@@ -342,6 +342,7 @@ class Guard:
         failure = None
         try:
             self._robot.connect()
+            self._robot.hold()
             self._publish(self._robot.get_observation())
         except Exception as error:  # whatever a driver raises
             failure = _failure(error)

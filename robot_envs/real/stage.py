@@ -1,4 +1,4 @@
-"""A robot and its cameras as the environment uses them: connected again after a fault, stopped until it is cleared."""
+"""A robot and its cameras as the environment uses them: held throughout a fault, stopped until a person clears it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stage:
         self._station, self._task = station, task
         self._robot: Any = station.robot  # a Guard, perhaps over the network, can be stopped and cleared
         self._eyes = Frames(station.cameras, task.views)
-        self._connected = False
+        self._connected = self._failed = False
         self._latched: str | None = None
         self._before: Counter[str] = Counter()  # of limits, when the episode began
 
@@ -60,9 +60,9 @@ class Stage:
         :return: Whether it is; not if the person wants no further episode
         :raises RobotError: If something is wrong with robot or cameras
         """
-        if not self._connected:
+        if self._failed:
             person.show("preparing", "Connecting to the robot again", self.frames)
-            self.connect()
+            self._connect_again()
         while self.stopped is not None and person.clears(self):
             self._clear()
         if person.quit:
@@ -78,10 +78,13 @@ class Stage:
         return ready
 
     def recover(self, person: Person, fault: Exception) -> None:
-        """Hold, tell the person what is wrong, and wait a little before it is tried again."""
+        """Hold, tell the person what is wrong, and wait a little before it is tried again.
+
+        Nothing is let go of: arms that do not hold by themselves would fall.
+        """
         self.hold()
         if isinstance(fault, RobotError) and not isinstance(fault, (StaleCamera, Stopped)):
-            self._let_go()
+            self._failed = True
         person.told(self, f"{fault}. Trying again")
 
     def observe(self) -> tuple[Values, Images]:
@@ -97,7 +100,7 @@ class Stage:
 
     def look(self) -> Mapping[str, NDArray[np.uint8]]:
         """Return what people should see of the cameras, as far as they answer."""
-        if not self._connected:
+        if not self._connected or self._failed:
             return self.frames
         with suppress(RobotError):
             self._robot.get_observation()  # so that a robot elsewhere tells whether it was stopped there
@@ -164,6 +167,11 @@ class Stage:
         if self._connected:
             self.hold()
         self._let_go()
+
+    def _connect_again(self) -> None:
+        for part in (self._robot, *self._station.cameras.values()):
+            part.connect()
+        self._failed = False
 
     def _let_go(self) -> None:
         self._connected = False

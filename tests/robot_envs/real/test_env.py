@@ -24,6 +24,7 @@ from zprl_sb3.robot_envs.real.episodes import ending_of, episode_files, read_epi
 from zprl_sb3.robot_envs.real.page import PageSupervisor
 from zprl_sb3.robot_envs.real.poses import ActionError
 from zprl_sb3.robot_envs.real.robots import RobotError, Signal, Station
+from zprl_sb3.robot_envs.real.tasks import guarded, load_task
 from zprl_sb3.wrappers import ActionChunk
 
 ACTION = np.array([0.35, 0.05, 0.25, np.pi, 0.0, 0.0, 0.5], np.float32)
@@ -379,6 +380,41 @@ def test_a_robot_that_does_not_answer_is_waited_for(task: Path) -> None:
         table.env.reset()
         assert any("does not answer" in status.message for status in table.person.shown)
         assert table.env.step(ACTION)[3] is False
+
+
+def test_a_fault_of_a_robot_of_this_computer_lets_go_of_nothing(task: Path) -> None:
+    class Limp(KinematicRobot):
+        lettings_go = 0
+
+        def disconnect(self) -> None:
+            self.lettings_go += self.connected
+            super().disconnect()
+
+    robot, camera, person = Limp(), SyntheticCamera(), ScriptedPerson()
+    station = Station(guarded(load_task(task), robot), {"front": camera})
+    env = RealRobotEnv(task, station=station, supervisor=person)
+    env.reset()
+    for fault in ("robot", "camera"):
+        env.step(ACTION)
+        robot.broken, camera.connected = fault == "robot", fault == "robot"
+        info: dict[str, Any] = {}
+        while "reason" not in info:
+            info = env.step(ACTION)[4]
+        assert "does not answer" in info["reason"] or "not connected" in info["reason"]
+        show = person.show
+
+        def mend(status: Any, frames: Any, show: Any = show) -> None:
+            show(status, frames)
+            robot.broken = robot.broken and status.phase != "stopped"
+
+        person.show = mend  # type: ignore[method-assign]
+        env.reset()
+        person.show = show  # type: ignore[method-assign]
+        assert env.step(ACTION)[3] is False
+        assert robot.lettings_go == 0
+    assert robot.holds > 0
+    env.close()
+    assert robot.lettings_go == 1
 
 
 def test_a_robot_that_is_not_the_tasks_is_refused(task: Path) -> None:
