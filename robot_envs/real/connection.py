@@ -36,6 +36,7 @@ class Observed:
     """What one answer told.
 
     :param values: Where the robot is
+    :param age: Seconds since that was measured, when the answer came
     :param frames: What each camera saw, with its age when the answer came; or why there is no frame
     :param received: When the answer came
     :param limited: How often which limit was in the way
@@ -44,6 +45,7 @@ class Observed:
     """
 
     values: Values
+    age: float
     frames: Mapping[str, Frame | str]
     received: float
     limited: Mapping[str, int]
@@ -235,6 +237,7 @@ class Connection:
             frames[name] = head if isinstance(head, str) else messages.read_frame(head, next(parts), later)
         return Observed(
             values=messages.read_values(answer.content["values"]),
+            age=messages.read_age(answer.content["age"]) + later,
             frames=frames,
             received=self._received,
             limited={str(name): int(count) for name, count in answer.content["limited"].items()},

@@ -19,12 +19,11 @@ import numpy as np
 from zprl_sb3.robot_envs.real.following import HOLD, Follower, Order
 from zprl_sb3.robot_envs.real.motion import Moving
 from zprl_sb3.robot_envs.real.rate import Rate, Timing
-from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Stopped, Values
+from zprl_sb3.robot_envs.real.robots import STALE, Arm, Robot, RobotError, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import RATE, WATCHDOG, Limits, check_limits, checked, described
 from zprl_sb3.robot_envs.real.set_points import clamped, left_range, start
 
 SPREAD = 0.1  # seconds over which a command is spread at most, however rarely they come
-STALE = 1.0  # seconds after which an observation is no longer taken for the present
 WINDOW = 10.0  # seconds over which the loop's own timing is told
 HOME_TIME = 60.0  # seconds to get home
 END = 1.0  # seconds to brake before disconnecting
@@ -154,6 +153,10 @@ class Guard:
 
         :raises RobotError: If the driver failed or hangs
         """
+        return self.observe()[0]
+
+    def observe(self) -> tuple[Values, float]:
+        """Return where the arms are, and how many seconds ago that was measured; else as :meth:`get_observation`."""
         with self._changed:
             self._check_connected()
             if self._failure is not None or self._latest is None:
@@ -162,7 +165,7 @@ class Guard:
         brought = self._order.home and self._home is None  # by the driver, which tells nothing meanwhile
         if (age := time.monotonic() - when) > STALE and not brought:
             raise RobotError(f"The robot has told nothing for {age:.1f} s: its driver hangs")
-        return {name: value.copy() for name, value in values.items()}
+        return {name: value.copy() for name, value in values.items()}, age
 
     def send_action(self, action: Values) -> None:
         """Tell the arms where to be next; they go there under the limits.

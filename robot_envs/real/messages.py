@@ -132,6 +132,16 @@ def read_values(packed: Any) -> Values:
     return {_name(name): _array(entry) for name, entry in packed.items()}
 
 
+def read_age(age: Any) -> float:
+    """Return how many seconds ago something was measured.
+
+    :raises BadMessage: If that is no time
+    """
+    if not _is_seconds(age):
+        raise BadMessage("no age")
+    return float(age)
+
+
 def packed_frame(frame: Frame, encoding: str) -> tuple[dict[str, Any], bytes]:
     """Return how a frame is described, and its image.
 

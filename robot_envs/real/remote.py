@@ -11,7 +11,7 @@ from zprl_sb3.robot_envs.real import KEYS, messages
 from zprl_sb3.robot_envs.real.connection import TIMEOUT, Connection
 from zprl_sb3.robot_envs.real.guard import HANGS, RECOVERY
 from zprl_sb3.robot_envs.real.keys import read_client_keys
-from zprl_sb3.robot_envs.real.robots import Arm, Frame, RobotError, Station, Stopped, Values
+from zprl_sb3.robot_envs.real.robots import STALE, Arm, Frame, RobotError, Station, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import checked
 
 KEY = f"{KEYS}/robot.key"
@@ -55,8 +55,17 @@ class RemoteRobot:
             self.connection.request("command")
 
     def get_observation(self) -> Values:
+        """Return where the arms are. How long ago that was measured includes half of the round trip.
+
+        :raises RobotError: If that is too long, or the server does not answer
+        """
         observed = self.connection.observe()
         self._limited = observed.limited
+        if observed.age > STALE:
+            raise RobotError(
+                f"What the robot server {self.connection.address} tells of the robot is {observed.age:.1f} s old: "
+                "its driver, that computer or the network is too slow"
+            )
         return observed.values
 
     def send_action(self, action: Values) -> None:

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 Values = dict[str, NDArray[np.float64]]
 
+STALE = 0.5  # seconds after which what a robot has told is no longer taken for the present, wherever it comes from
+
 
 class RobotError(RuntimeError):
     """The robot or its connection does not do what it must; the message says what was wrong and what to do."""

@@ -254,13 +254,14 @@ class RobotServer:
         wanted = content.get("cameras", [])
         if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
             raise BadMessage("cameras are names")
-        values = messages.packed_values(self._guard.get_observation())
+        values, age = self._guard.observe()
         frames, images = {}, list[bytes]()
         for name in dict.fromkeys(wanted):
             frames[name], image = self._frame(name, str(content.get("encoding", messages.RAW)))
             images += [image] if image else []
-        told = {"limited": dict(self._guard.limited), "homing": self._guard.homing}
-        return {"values": values, "frames": frames, "home_failure": self._guard.home_failure, **told}, images
+        told: dict[str, Any] = {"limited": dict(self._guard.limited), "homing": self._guard.homing}
+        told |= {"frames": frames, "home_failure": self._guard.home_failure}
+        return {"values": messages.packed_values(values), "age": age, **told}, images
 
     def _frame(self, name: str, encoding: str) -> tuple[dict[str, Any] | str, bytes]:
         if encoding not in (messages.RAW, messages.JPEG):

@@ -104,6 +104,32 @@ def test_a_frozen_camera_shows_by_the_age_of_its_frames(keys: Path) -> None:
         assert x_of(station.robot) == pytest.approx(0.3)  # the robot answers all the same
 
 
+def test_how_old_the_values_are_comes_over_the_network(
+    remote: Station, server: RobotServer, robot: KinematicRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = remote_robot(remote).connection
+    assert 0 < connection.observe().age < 0.2
+    told = robot.get_observation
+    monkeypatch.setattr(robot, "get_observation", lambda: (time.sleep(1.0), told())[1])
+    time.sleep(0.3)
+    assert connection.observe().age > 0.15
+    time.sleep(0.5)
+    with pytest.raises(RobotError, match=r"told nothing for 0\.\d s: its driver hangs"):
+        remote.robot.get_observation()
+
+
+def test_a_network_that_is_slow_is_no_present(server: RobotServer, keys: Path) -> None:
+    network = Network(int(server.address.rsplit(":", 1)[1]))
+    with client(network.address, keys, timeout=5.0) as station:
+        station.robot.get_observation()
+        network.cut()
+        threading.Timer(1.2, network.mend).start()
+        with pytest.raises(RobotError, match=r"tells of the robot is 0\.\d s old: its driver, that computer or the n"):
+            station.robot.get_observation()
+        station.robot.get_observation()
+    network.close()
+
+
 def test_errors_come_over_with_their_kind_and_text(remote: Station, server: RobotServer, robot: KinematicRobot) -> None:
     with pytest.raises(RobotError, match="arm/position is not finite"):
         remote.robot.send_action(command(np.nan))
