@@ -351,6 +351,7 @@ class SteeringSAC(SAC):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the Δz to execute and to store: the base policy's during warm-up, then samples of the actor."""
+        self._begin_episode()
         if self.num_timesteps < learning_starts:
             delta = self._base_delta(n_envs)
             return delta, delta
@@ -363,6 +364,11 @@ class SteeringSAC(SAC):
             base = self._base_delta(n_envs)
             delta, stored = (np.where(steered, each, base) for each in (delta, stored))
         return delta, stored
+
+    def _begin_episode(self) -> None:
+        """Wait for a person who sets the scene, where the environment has deferred that (:meth:`learn`)."""
+        if self.env is not None and any(info.get("deferred", False) for info in self.env.unwrapped.reset_infos):
+            self._last_obs = self.env.reset()  # type: ignore[assignment]
 
     def _base_delta(self, n_envs: int) -> NDArray[np.float32]:
         """Return the Δz with which the base policy acts."""
@@ -420,7 +426,13 @@ class SteeringSAC(SAC):
             self.env_steps = 0
         if isinstance(self.replay_buffer, SteeringReplayBuffer):
             self.replay_buffer.require_memory()
+        # What a person has judged is stored, learned from and saved before they are waited for to set the next scene.
+        defers = self.env is not None and self.env.has_attr("defer_resets")
+        if defers:
+            self.env.env_method("defer_resets", True)  # type: ignore[union-attr]
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if defers:
+            self.env.env_method("defer_resets", False)  # type: ignore[union-attr]
         self.finish_updates()
         return self
 

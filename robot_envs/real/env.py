@@ -82,7 +82,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         self._person: Person | None = None
         self._archive: Archive | None = None
         self._steps = 0
-        self._running = False
+        self._running = self._defers = self._over = False
         self._command: Values = {}
         box = self._poses.action_space()
         self.action_space, self._low, self._high = box, box.low, box.high
@@ -109,6 +109,10 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         super().reset(seed=seed)
         self._end(INTERRUPTED)
         stage, person = self._open()
+        deferred, self._over = self._defers and self._over, False
+        if deferred:
+            person.show("preparing", "The episode is learned from", stage.frames)
+            return self._told(), {"is_success": False, "deferred": True} | self._quit_info()
         while not self._enough and not self._running:
             try:
                 there = stage.prepare(person) and self._follow(stage, person, (options or {}).get("leader"))
@@ -151,6 +155,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         }
         if ending is not None:
             info |= self._end(ending, reason)
+            self._over = True
         return (
             self._told(),
             float(ending == SUCCESS),
@@ -158,6 +163,14 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
             ending in (TIMEOUT, ABORTED),
             info | self._quit_info(),
         )
+
+    def defer_resets(self, defer: bool) -> None:
+        """Have the :meth:`reset` that follows an episode return at once, with ``info["deferred"]`` and what was seen last.
+
+        The next one waits for the person. So who resets by itself, as vectorised environments do, hands the episode
+        over before the next scene is set; what came of it then cannot be lost meanwhile.
+        """
+        self._defers = defer
 
     def action_of(self, values: Values) -> NDArray[np.float32]:
         """Return the action (A,) that sends the arms to where ``values`` are, within the action space.

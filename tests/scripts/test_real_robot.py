@@ -142,6 +142,30 @@ def test_a_killed_run_loses_its_running_episode_only(policy: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_what_a_person_has_judged_is_kept_though_nobody_sets_the_next_scene(
+    policy: Path, tmp_path: Path, start: Any, overlap: str
+) -> None:
+    task = policy.parent.parent / "reach.yml"
+    text = task.read_text()
+    write(task.parent, **BLIND | {"supervisor": {"kind": "lab.scripted", "success": 4, "leaves_after": 4}})
+    try:
+        process = start("train", "--policy", policy, "--output", tmp_path, "--set", f"algorithm.overlap={overlap}")
+        model = tmp_path / "snapshot" / "model.zip"
+        wait_for(lambda: model.is_file() and SteeringSAC.load(model).env_steps == 16, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    finally:
+        task.write_text(text)
+    kept = SteeringSAC.load(model)
+    kept.load_replay_buffer(tmp_path / "snapshot" / "replay_buffer.pkl")
+    assert kept.replay_buffer is not None
+    assert (kept.num_timesteps, kept.replay_buffer.size()) == (8, 8)
+    assert kept._n_updates == 8  # two for each chunk after the warm-up of 4
+    assert len(read_rows(tmp_path / "episodes.csv")) == 4
+
+
+@pytest.mark.slow
 def test_a_person_ends_a_run_and_goes_on_with_it(policy: Path, tmp_path: Path, zprl: Any) -> None:
     task = policy.parent.parent / "reach.yml"
     text = task.read_text()

@@ -305,6 +305,29 @@ def test_quit_ends_after_the_episode_and_waits_for_nobody(task: Path) -> None:
         assert len(table.robot.commands) == 6
 
 
+def test_what_follows_an_episode_may_be_deferred(task: Path) -> None:
+    with Table(task, ScriptedPerson([{2: Signal.SUCCESS}])) as table:
+        table.env.defer_resets(True)
+        obs = table.episode()[-1][0]
+        starts, homes = len(table.person.phases()), table.robot.homes
+        table.person.scenes = 0
+        again, info = table.env.reset()  # at once, though nobody sets a scene
+        assert info["deferred"]
+        np.testing.assert_array_equal(again["proprio"], obs["proprio"])
+        assert table.person.phases()[starts:] == ["preparing"]
+        assert table.robot.homes == homes
+        with pytest.raises(gym.error.ResetNeeded):
+            table.env.step(ACTION)
+        table.person.scenes = None
+        _, info = table.env.reset()
+        assert info == {"is_success": False}
+        assert table.robot.homes == homes + 1
+        assert table.env.step(ACTION)[3] is False
+        table.env.defer_resets(False)
+        table.env.reset()  # of one that was running
+        table.env.step(ACTION)
+
+
 def test_after_enough_episodes_nobody_is_asked(task: Path) -> None:
     with Table(task, stop_after=1) as table:
         table.episode()
