@@ -52,7 +52,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
 
     :param task: Name of a task in ``hyperparams/real/``, path of a file, or a task
     :param episodes: Folder to keep every episode in; None: they are not kept
-    :param stop_after: Episodes after which no person is asked for another one
+    :param stop_after: Episodes after which no person is asked for another one; aborted ones do not count
     :param render_mode: ``"rgb_array"`` or None
     :param station: Robot and cameras, of tests and notebooks; None: those of the task
     :param supervisor: The person's side; None: the task's
@@ -211,7 +211,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
     @property
     def _enough(self) -> bool:
         person = self._person
-        return person is not None and (person.quit or person.ended == self._stop_after)
+        return person is not None and (person.quit or person.episodes == self._stop_after)
 
     def _open(self) -> tuple[Stage, Person]:
         """Connect to all that is not connected yet."""

@@ -335,6 +335,14 @@ def test_after_enough_episodes_nobody_is_asked(task: Path) -> None:
         table.env.reset()
 
 
+def test_an_aborted_episode_is_none_of_enough(task: Path) -> None:
+    with Table(task, ScriptedPerson([{2: Signal.ABORT}, {2: Signal.SUCCESS}]), stop_after=1) as table:
+        assert table.episode()[-1][4]["aborted"]
+        assert table.episode()[-1][4]["is_success"]
+        table.person.patience = 10**9
+        table.env.reset()
+
+
 def test_an_action_that_is_none_does_not_reach_the_robot(task: Path) -> None:
     with Table(task) as table:
         table.env.reset()
