@@ -57,7 +57,7 @@ class SteeringSAC(SAC):
     :param learning_rate: Of the actor (Table V)
     :param qf_learning_rate: Of critics and temperature (Table V)
     :param buffer_size: Replay capacity in chunks
-    :param learning_starts: Chunks of warm-up with Δz = 0, over all environments
+    :param learning_starts: Chunks of warm-up with Δz = 0, over all environments, without those of aborted episodes
     :param batch_size: Batch
     :param tau: Of the target critics
     :param gamma: Per env step; None takes the wrapper's, another value than the wrapper's is an error
@@ -92,6 +92,8 @@ class SteeringSAC(SAC):
     critic_target: SteeringCritic  # type: ignore[assignment]
     demonstrations: SteeringReplayBuffer | None = None
     """See :meth:`learn_from`."""
+    forgotten = 0
+    """Chunks of aborted episodes, which the replay buffer has taken back. They count for no warm-up."""
 
     def __init__(
         self,
@@ -220,6 +222,8 @@ class SteeringSAC(SAC):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Update from the replay buffer, or promise to during the next rollout; a gradient step is a critic update."""
+        if self.forgotten and self.num_timesteps - self.forgotten <= self.learning_starts:
+            return  # there may be nothing to learn from
         if self.gradient_steps < 0:  # SB3 gives the collected chunks
             gradient_steps *= self.utd
         if self.overlap:
@@ -352,7 +356,7 @@ class SteeringSAC(SAC):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the Δz to execute and to store: the base policy's during warm-up, then samples of the actor."""
         self._begin_episode()
-        if self.num_timesteps < learning_starts:
+        if self.num_timesteps - self.forgotten < learning_starts:
             delta = self._base_delta(n_envs)
             return delta, delta
         if self.anneal:
@@ -382,7 +386,10 @@ class SteeringSAC(SAC):
         self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: NDArray[np.float32], *rest: Any
     ) -> None:
         self._check_rewards(reward)
+        before = replay_buffer.size()
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, *rest)
+        if isinstance(replay_buffer, SteeringReplayBuffer) and replay_buffer.size() < before:
+            self.forgotten += before + 1 - replay_buffer.size()
 
     def _check_rewards(self, reward: NDArray[np.float32]) -> None:
         if self.critic.bounded and (reward.min() < 0 or reward.max() > 1):
