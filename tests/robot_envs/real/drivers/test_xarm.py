@@ -108,6 +108,16 @@ def test_home_is_planned_by_the_controller_and_servo_mode_follows() -> None:
     assert (api.mode, api.state) == (1, 0)
 
 
+@pytest.mark.parametrize("code", [sdks.APIState.HAS_ERROR, sdks.APIState.STATE_NOT_READY])
+def test_it_takes_commands_again_though_it_did_not_get_home(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    robot, api = connected()
+    monkeypatch.setattr(api, "set_servo_angle", lambda **_: code)
+    with pytest.raises(RobotError, match="refused going home"):
+        robot.home()
+    assert (api.mode, api.state) == (1, 0)
+    robot.send_action(robot.get_observation())
+
+
 def test_without_a_home() -> None:
     robot = XArm("192.0.2.7")
     robot.connect()
