@@ -100,8 +100,7 @@ class Connection:
         :raises RobotError: If it refuses, or does not answer
         """
         with self._turn:
-            if self._socket is None:
-                self._open()
+            self.open()
             answer, images = self._ask(operation, content)
             if answer.status == messages.NO_SESSION:  # the server was started anew
                 self._hello()
@@ -109,6 +108,15 @@ class Connection:
                     answer, images = self._ask(operation, content)
         messages.raise_error(answer)
         return answer, images
+
+    def open(self) -> None:
+        """Connect, if it is not.
+
+        :raises RobotError: If the server does not answer, or its task is another one
+        """
+        with self._turn:
+            if self._socket is None:
+                self._open()
 
     def observe(self, images: bool = True) -> Observed:
         """Ask where the robot is and, unless images are not wanted, what the cameras see.

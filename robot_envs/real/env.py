@@ -165,7 +165,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         )
 
     def defer_resets(self, defer: bool) -> None:
-        """Have the :meth:`reset` that follows an episode return at once, with ``info["deferred"]`` and what was seen last.
+        """Have the :meth:`reset` that follows an episode return at once: ``info["deferred"]``, the last observation.
 
         The next one waits for the person. So who resets by itself, as vectorised environments do, hands the episode
         over before the next scene is set; what came of it then cannot be lost meanwhile.

@@ -84,6 +84,8 @@ class RobotServer:
         self._thread: threading.Thread | None = None
         self.address = ""
         """Where it is bound to, once it was started."""
+        self.failure: str | None = None
+        """Why it serves nobody any more, though it was not closed; the robot is stopped then."""
 
     def __enter__(self) -> RobotServer:
         self.start()
@@ -160,7 +162,8 @@ class RobotServer:
                         self._watch_home()
             except BaseException as error:
                 if ready.done():
-                    self._guard.stop(f"The server failed: {error}")
+                    self.failure = f"The server failed: {type(error).__name__}: {error}"
+                    self._guard.stop(self.failure)
                     raise
                 ready.set_exception(error)
             finally:

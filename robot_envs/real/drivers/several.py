@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from zprl_sb3.robot_envs.real.drivers import find_driver
 from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Values
 
 
@@ -76,7 +76,7 @@ class Several:
 def robot(**arms: Mapping[str, Any]) -> Several:
     """Return robots as one; each argument is an arm's name with ``driver`` and that driver's arguments.
 
-    :raises ValueError: If one names no driver
+    :raises ValueError: If one names no driver, or none that there is
     """
     return Several({name: _one(name, arguments) for name, arguments in arms.items()})
 
@@ -85,7 +85,11 @@ def _one(name: str, arguments: Any) -> Robot:
     if not isinstance(arguments, Mapping) or not isinstance(arguments.get("driver"), str):
         raise ValueError(f"{name} must be a table with driver and its arguments, not {arguments!r}")
     more = {key: value for key, value in arguments.items() if key != "driver"}
-    driver = arguments["driver"]  # one of ours, or with a dot a module of the user's
-    module = importlib.import_module(driver if "." in driver else f"{__package__}.{driver}")
+    try:
+        module = find_driver(arguments["driver"])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not hasattr(module, "robot"):
+        raise ValueError(f"{name}: {arguments['driver']!r} is a driver, but not of a robot")
     made: Robot = module.robot(name=name, **more)
     return made

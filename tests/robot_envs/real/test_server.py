@@ -150,15 +150,13 @@ def test_errors_come_over_with_their_kind_and_text(remote: Station, server: Robo
         remote.robot.get_observation()
 
 
-def test_an_approach_is_at_half_the_speed(remote: Station, robot: KinematicRobot) -> None:
-    ways = []
-    for go in (remote_robot(remote).approach, remote.robot.send_action):
-        remote.robot.home()
-        for _ in range(12):
-            go(command(0.6))
-            time.sleep(1 / 30)
-        ways.append(x_of(remote.robot) - 0.3)
-    assert ways[0] == pytest.approx(ways[1] / 2, rel=0.35)
+def test_an_approach_is_at_half_the_speed(remote: Station) -> None:
+    begun = time.monotonic()
+    for _ in range(15):
+        remote_robot(remote).approach(command(0.6))
+        time.sleep(1 / 30)
+    way, took = x_of(remote.robot) - 0.3, time.monotonic() - begun
+    assert 0 < way <= 0.1 * took + 0.005
 
 
 def test_a_driver_that_failed_is_connected_anew_by_a_clients_clear(
@@ -238,17 +236,41 @@ def test_one_client_commands_and_others_watch(remote: Station, server: RobotServ
         client(server.address, keys, "viewer"),
     ):
         pass
-    with client(server.address, keys, "viewer", watch=True) as viewer:
-        assert x_of(viewer.robot) == pytest.approx(0.3)
-        for forbidden in (viewer.robot.hold, viewer.robot.home, remote_robot(viewer).clear):
-            with pytest.raises(RobotError, match="Another client commands"):
-                forbidden()
+    viewer = client(server.address, keys, "viewer")  # not connected, which would take command
+    assert x_of(viewer.robot) == pytest.approx(0.3)
+    for forbidden in (viewer.robot.hold, viewer.robot.home, remote_robot(viewer).clear):
         with pytest.raises(RobotError, match="Another client commands"):
-            viewer.robot.send_action(command(0.5))
-        assert set(server.status().clients) == {"robot", "viewer"}
-        remote_robot(viewer).stop("whoever sees something may stop it")
+            forbidden()
+    with pytest.raises(RobotError, match="Another client commands"):
+        viewer.robot.send_action(command(0.5))
+    assert sorted(server.status().clients) == ["robot", "viewer"]
+    remote_robot(viewer).stop("whoever sees something may stop it")
     with pytest.raises(Stopped, match="whoever sees something"):
         remote.robot.send_action(command(0.5))
+    viewer.disconnect()
+
+
+def test_a_stop_waits_for_no_other_answer(server: RobotServer, keys: Path) -> None:
+    """The network keeps the answer to an observation back, as it may keep a large picture."""
+    network = Network(int(server.address.rsplit(":", 1)[1]))
+    slow = client(network.address, keys, "viewer", timeout=5.0)
+    robot = remote_robot(slow)
+    robot._urgent.address = server.address  # another way through the network
+    robot._urgent.open()
+    robot.get_observation()
+    network.cut()
+    asking = threading.Thread(target=robot.connection.observe)
+    asking.start()
+    time.sleep(0.1)
+    begun = time.monotonic()
+    robot.stop("a person at the page")
+    assert time.monotonic() - begun < 1.0
+    assert server.status().stopped == "a person at the page"
+    assert asking.is_alive()
+    network.mend()
+    asking.join()
+    slow.disconnect()
+    network.close()
 
 
 def test_a_client_that_is_killed_leaves_a_robot_that_holds(

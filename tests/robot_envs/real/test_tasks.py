@@ -159,7 +159,8 @@ def test_robot_leader_and_person_are_made_of_the_file(write_task: Callable[..., 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"drivers": {"robot": {"driver": "yumi"}}}, "drivers.robot: there is no 'yumi'"),
+        ({"drivers": {"robot": {"driver": "yumi"}}}, "drivers.robot: there is no 'yumi' .* xarm, franka, lerobot, sev"),
+        ({"drivers": {"robot": {"driver": "several", "left": {"driver": "frnka"}}}}, "robot: left: there is no 'frnka'"),
         ({"drivers": {"robot": {"driver": "lab.yumi"}}}, "drivers.robot: there is no 'lab.yumi'"),
         ({"drivers": {"robot": {"driver": "lab.kinematic", "colour": "red"}}}, "drivers.robot: .*colour"),
         ({"drivers": {"robot": {"driver": "lab.scripted"}}}, "'lab.scripted' is a driver, but not of a robot"),
