@@ -94,11 +94,7 @@ def test_the_arm_comes_slowly_and_is_recorded_from_there(lab: Lab) -> None:
     points = np.array([sent["arm/position"][0] for sent in lab.robot.commands])
     times = np.array(lab.robot.times)
     later = np.searchsorted(times, times + 0.3)
-    speeds = [
-        (points[j] - points[i]) / (times[j] - times[i])
-        for i, j in enumerate(later)
-        if j < told[0]
-    ]
+    speeds = [(points[j] - points[i]) / (times[j] - times[i]) for i, j in enumerate(later) if j < told[0]]
     assert 0 < max(speeds) < 1.3 * SPEED / 2
     assert any(status.phase == "preparing" and "arm/position by 0.1" in status.message for status in lab.person.shown)
     recorded = lab.recorded()

@@ -81,9 +81,9 @@ def test_as_a_task_file_has_it() -> None:
     assert both.arms == {"left": Arm("pose", 7), "right": Arm("pose", 7)}
     mixed = several.robot(left={"driver": "xarm", "ip": "192.0.2.7"}, right={"driver": "lab.one_armed", "joints": 5})
     assert mixed.arms == {"left": Arm("pose", 7), "right": Arm("pose", 5)}  # a module of the user's
-    with pytest.raises(ValueError, match="left: there is no 'frnaka' .*; there are xarm, franka, lerobot, several"):
+    with pytest.raises(ValueError, match=r"left: there is no 'frnaka' .*; there are xarm, franka, lerobot, several"):
         several.robot(left={"driver": "frnaka", "ip": "192.0.2.7"})
-    with pytest.raises(ValueError, match="left: there is no 'lab.two_armed'"):
+    with pytest.raises(ValueError, match=r"left: there is no 'lab.two_armed'"):
         several.robot(left={"driver": "lab.two_armed"})
     with pytest.raises(ValueError, match="left: 'opencv' is a driver, but not of a robot"):
         several.robot(left={"driver": "opencv", "index": 0})
