@@ -23,7 +23,7 @@ from zprl_sb3.robot_envs.real.episodes import LEARNED, Archive
 from zprl_sb3.robot_envs.real.journal import INTERRUPTED, Source
 from zprl_sb3.robot_envs.real.person import ABORTED, FAILURE, SUCCESS, TIMEOUT, Person
 from zprl_sb3.robot_envs.real.poses import ActionError
-from zprl_sb3.robot_envs.real.rate import Rate
+from zprl_sb3.robot_envs.real.rate import Rate, Timing
 from zprl_sb3.robot_envs.real.robots import LeaderError, RobotError, Station, Supervisor, Values
 from zprl_sb3.robot_envs.real.stage import Stage
 from zprl_sb3.robot_envs.real.tasks import Task, load_task, make_station, make_supervisor
@@ -209,6 +209,11 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
             self._stage = self._person = None
 
     @property
+    def timing(self) -> Timing:
+        """How well the rate has been kept in this episode."""
+        return self._rate.timing()
+
+    @property
     def _enough(self) -> bool:
         person = self._person
         return person is not None and (person.quit or person.episodes == self._stop_after)
@@ -287,7 +292,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         assert self._person is not None
         self._running = False
         self._person.note(ending)
-        facts = {"ending": ending, "timing": asdict(self._rate.timing()), "limited": self._stage.limited()}
+        facts = {"ending": ending, "timing": asdict(self.timing), "limited": self._stage.limited()}
         facts |= {"reason": reason} if reason else {}
         if self._archive is not None:
             self._archive.end(ending, {key: value for key, value in facts.items() if key != "ending"})

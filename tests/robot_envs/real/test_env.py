@@ -182,7 +182,7 @@ def test_a_pause_holds_the_robot_until_it_goes_on(task: Path) -> None:
         table.person.said.clear()
         began = time.perf_counter()
         table.env.step(ACTION)
-        assert time.perf_counter() - began > 0.009  # a whole period: nothing is caught up with
+        assert time.perf_counter() - began > 0.0045  # half a period at least: nothing is caught up with
 
 
 def test_a_stop_lasts_until_it_is_cleared(task: Path) -> None:
