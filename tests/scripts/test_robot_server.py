@@ -24,8 +24,8 @@ from servers import command, free_port
 
 from zprl_sb3.robot_envs.real.env import RealRobotEnv
 from zprl_sb3.robot_envs.real.keys import make_keys, read_client_keys, read_server_keys
+from zprl_sb3.robot_envs.real.requests import Requests
 from zprl_sb3.robot_envs.real.robots import RobotError, Station, Stopped
-from zprl_sb3.robot_envs.real.server import RobotServer
 from zprl_sb3.robot_envs.real.tasks import load_task, make_station
 from zprl_sb3.scripts import robot_server
 
@@ -138,15 +138,15 @@ def test_a_server_whose_socket_fails_stops_the_robot_and_ends(
     stopped: list[str | None] = []
     bind = str(load_task(task).robot["address"])
 
-    def fail(server: RobotServer) -> None:
+    def fail(requests: Requests) -> None:
         thread = threading.current_thread()
-        threading.Thread(target=lambda: (thread.join(), stopped.append(server._guard.stopped))).start()
+        threading.Thread(target=lambda: (thread.join(), stopped.append(requests._guard.stopped))).start()
         raise ZeroDivisionError("what nobody thought of")
 
     def move() -> None:
         with make_station(load_task(task)) as station:
             station.robot.send_action(command(0.35))
-            monkeypatch.setattr(RobotServer, "_watch_home", fail)
+            monkeypatch.setattr(Requests, "watch_home", fail)
             time.sleep(0.3)
 
     person = threading.Thread(target=move)

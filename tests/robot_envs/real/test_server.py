@@ -431,12 +431,12 @@ def test_after_a_long_pause_the_same_session_goes_on(remote: Station, robot: Kin
 def test_an_old_order_begins_no_motion_at_a_server_that_was_started_anew(
     remote: Station, server: RobotServer, robot: KinematicRobot
 ) -> None:
-    server._sessions = Sessions(1.0)  # as after a start
+    server._requests.sessions = Sessions(1.0)  # as after a start
     with pytest.raises(RobotError, match="does not know this session"):
         remote.robot.send_action(command(0.5))
     assert not robot.commands
     assert x_of(remote.robot) == pytest.approx(0.3)
-    server._sessions = Sessions(1.0)
+    server._requests.sessions = Sessions(1.0)
     assert x_of(remote.robot) == pytest.approx(0.3)  # to look is no motion
     feed(remote.robot, 0.32, 0.1)
 
