@@ -9,8 +9,8 @@ from typing import Any
 
 from zprl_sb3.robot_envs.real import KEYS, messages
 from zprl_sb3.robot_envs.real.connection import TIMEOUT, Connection
-from zprl_sb3.robot_envs.real.guard import HANGS, RECOVERY
 from zprl_sb3.robot_envs.real.keys import read_client_keys
+from zprl_sb3.robot_envs.real.orders import HANGS, RECOVERY
 from zprl_sb3.robot_envs.real.robots import STALE, Arm, Frame, RobotError, Station, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import checked
 

@@ -192,7 +192,7 @@ def test_a_drivers_error_stops_and_is_told_with_its_reason(guard: Guard, robot: 
     with pytest.raises(RobotError, match="The robot does not answer"):
         guard.get_observation()
     robot.broken = False
-    until(lambda: guard._failure is None)
+    until(lambda: guard._orders._failure is None)
     assert x_of(guard) > 0.29
     assert guard.stopped  # still, though it answers again
     guard.clear()
@@ -419,8 +419,8 @@ def test_disconnecting_brakes_and_holds(robot: TimedRobot) -> None:
 def test_the_loop_keeps_its_rate(guard: Guard) -> None:
     time.sleep(0.7)
     assert guard.timing.periods > 15
-    guard._window -= 10.0  # a new window begins
-    until(lambda: guard._timing is not None)
+    guard._loop._window -= 10.0  # a new window begins
+    until(lambda: guard._loop._timing is not None)
     time.sleep(0.1)
     assert guard.timing.periods > 15
     assert guard.timing.jitter_p50 < 0.005
