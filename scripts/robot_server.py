@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from zprl_sb3.interrupts import TERMINATED
 from zprl_sb3.robot_envs.real import ADDRESS, KEYS
+from zprl_sb3.robot_envs.real.robots import RobotError
 from zprl_sb3.robot_envs.real.tasks import load_task, local_station, part
 from zprl_sb3.scripts import cli
 from zprl_sb3.scripts.common import new_parser
@@ -52,7 +54,7 @@ def serve(task: str, keys: str, bind: str, address: str | None = None, console: 
     :param address: By which clients reach it, if that is another one
     :param console: Where a person types
     :raises TaskError: If the task's file cannot be used
-    :raises RobotError: If robot or cameras cannot be connected
+    :raises RobotError: If robot or cameras cannot be connected, or the server fails later
     """
     served = load_task(task)
     listed = part("keys", "pyzmq", "real").read_server_keys(keys)
@@ -73,26 +75,44 @@ def serve(task: str, keys: str, bind: str, address: str | None = None, console: 
 
 
 def _listen(server: RobotServer, console: TextIO) -> None:
-    for line in console:
-        said = line.strip().lower()
-        if said in ("", "stop"):
-            server.stop("Stopped by a person at the robot server")
-            print("STOPPED; clear and Enter lets it move again", flush=True)
-        elif said == "clear":
-            server.clear()
-            print("Cleared", flush=True)
-        else:
-            print("Enter or stop: stop the robot. clear: let it move again", flush=True)
+    """Do what a person types, until there is nobody any more who could."""
+    try:
+        for line in console:
+            _say(_answer(server, line.strip().lower()))
+    except (OSError, ValueError) as error:  # bytes that are no text, too: whoever hits the keys wants it to stop
+        server.stop(f"The console of the robot server cannot be read any more: {error}")
+        _say("STOPPED: the console cannot be read any more. Start the server again")
+    else:
+        _say("The console is closed: nobody stops the robot here any more. Clients can, and its own emergency stop")
+
+
+def _answer(server: RobotServer, said: str) -> str:
+    if said in ("", "stop"):
+        server.stop("Stopped by a person at the robot server")
+        return "STOPPED; clear and Enter lets it move again"
+    if said != "clear":
+        return "Enter or stop: stop the robot. clear: let it move again"
+    try:
+        server.clear()
+    except RobotError as error:
+        return f"NOT cleared: {error}"
+    return "Cleared"
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # nobody may read that any more, but what is typed still counts
+        print(text, flush=True)
 
 
 def _report(server: RobotServer) -> NoReturn:
     shown, told = 0.0, None
-    while True:
+    while server.failure is None:
         stopped = server.status().stopped
         if time.monotonic() - shown > EVERY or stopped != told:
             shown, told = time.monotonic(), stopped
             print(status_line(server), flush=True)
         time.sleep(0.2)
+    raise RobotError(f"{server.failure}. The robot is stopped and let go of: start the server again")
 
 
 def status_line(server: RobotServer) -> str:

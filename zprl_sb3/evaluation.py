@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from zprl_sb3.smoothness import smoothness
 
@@ -90,7 +91,7 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
     :param model: An SB3 algorithm, or :class:`NoSteering` for the base policy
     :param env: Steered environments made with ``seeded_episodes=True``
     :param seed: First seed; with n environments and N episodes, a multiple of n, the seeds are seed ... seed + N - 1
-    :param episodes: N
+    :param episodes: N, without those that were aborted, unless whoever aborted them wants no further one
     :raises ValueError: If N is not a multiple of n, or the environments do not name their episodes' seeds, tell no
         success, or are in a VecMonitor; or all episodes were aborted
     """
@@ -110,7 +111,7 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
         if local["done"] and "is_success" not in info:
             raise ValueError("The environment does not tell success: its info needs 'is_success' at an episode's end")
         under_way[local["i"]].append(info.get("commanded"))
-        if local["done"] and info.get("aborted", False):
+        if info.get("aborted", False):
             del under_way[local["i"]]
             result.aborted += 1
         elif local["done"]:
@@ -122,7 +123,7 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
             result.returns.append(float(info["episode"]["r"]))
 
     env.seed(seed)
-    evaluate_policy(model, env, episodes, deterministic=True, callback=note, warn=False)
+    evaluate_policy(model, _Repeated(env), episodes, deterministic=True, callback=note, warn=False)
     if not result.seeds:
         raise ValueError(f"There is nothing to evaluate: all {episodes} episodes were aborted")
     order = np.argsort(result.seeds)
@@ -130,6 +131,18 @@ def evaluate(model: PolicyPredictor, env: VecEnv, seed: int, episodes: int) -> E
         values = getattr(result, name)
         setattr(result, name, [values[k] for k in order])
     return result
+
+
+class _Repeated(VecEnvWrapper):
+    """Hides the ends of aborted episodes, so that as many others are run; not where nobody wants any more."""
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        repeated = [info.get("aborted", False) and not info.get("quit", False) for info in infos]
+        return obs, rewards, dones & ~np.array(repeated), infos
 
 
 def _seconds_per_step(env: VecEnv) -> float:

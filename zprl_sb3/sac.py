@@ -57,7 +57,7 @@ class SteeringSAC(SAC):
     :param learning_rate: Of the actor (Table V)
     :param qf_learning_rate: Of critics and temperature (Table V)
     :param buffer_size: Replay capacity in chunks
-    :param learning_starts: Chunks of warm-up with Δz = 0, over all environments
+    :param learning_starts: Chunks of warm-up with Δz = 0, over all environments, without those of aborted episodes
     :param batch_size: Batch
     :param tau: Of the target critics
     :param gamma: Per env step; None takes the wrapper's, another value than the wrapper's is an error
@@ -92,6 +92,8 @@ class SteeringSAC(SAC):
     critic_target: SteeringCritic  # type: ignore[assignment]
     demonstrations: SteeringReplayBuffer | None = None
     """See :meth:`learn_from`."""
+    forgotten = 0
+    """Chunks of aborted episodes, which the replay buffer has taken back. They count for no warm-up."""
 
     def __init__(
         self,
@@ -220,6 +222,8 @@ class SteeringSAC(SAC):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Update from the replay buffer, or promise to during the next rollout; a gradient step is a critic update."""
+        if self.forgotten and self.num_timesteps - self.forgotten <= self.learning_starts:
+            return  # there may be nothing to learn from
         if self.gradient_steps < 0:  # SB3 gives the collected chunks
             gradient_steps *= self.utd
         if self.overlap:
@@ -351,7 +355,8 @@ class SteeringSAC(SAC):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the Δz to execute and to store: the base policy's during warm-up, then samples of the actor."""
-        if self.num_timesteps < learning_starts:
+        self._begin_episode()
+        if self.num_timesteps - self.forgotten < learning_starts:
             delta = self._base_delta(n_envs)
             return delta, delta
         if self.anneal:
@@ -363,6 +368,11 @@ class SteeringSAC(SAC):
             base = self._base_delta(n_envs)
             delta, stored = (np.where(steered, each, base) for each in (delta, stored))
         return delta, stored
+
+    def _begin_episode(self) -> None:
+        """Wait for a person who sets the scene, where the environment has deferred that (:meth:`learn`)."""
+        if self.env is not None and any(info.get("deferred", False) for info in self.env.unwrapped.reset_infos):
+            self._last_obs = self.env.reset()  # type: ignore[assignment]
 
     def _base_delta(self, n_envs: int) -> NDArray[np.float32]:
         """Return the Δz with which the base policy acts."""
@@ -376,7 +386,10 @@ class SteeringSAC(SAC):
         self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: NDArray[np.float32], *rest: Any
     ) -> None:
         self._check_rewards(reward)
+        before = replay_buffer.size()
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, *rest)
+        if isinstance(replay_buffer, SteeringReplayBuffer) and replay_buffer.size() < before:
+            self.forgotten += before + 1 - replay_buffer.size()
 
     def _check_rewards(self, reward: NDArray[np.float32]) -> None:
         if self.critic.bounded and (reward.min() < 0 or reward.max() > 1):
@@ -420,7 +433,13 @@ class SteeringSAC(SAC):
             self.env_steps = 0
         if isinstance(self.replay_buffer, SteeringReplayBuffer):
             self.replay_buffer.require_memory()
+        # What a person has judged is stored, learned from and saved before they are waited for to set the next scene.
+        defers = self.env is not None and self.env.has_attr("defer_resets")
+        if defers:
+            self.env.env_method("defer_resets", True)  # type: ignore[union-attr]
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        if defers:
+            self.env.env_method("defer_resets", False)  # type: ignore[union-attr]
         self.finish_updates()
         return self
 

@@ -36,6 +36,7 @@ class Observed:
     """What one answer told.
 
     :param values: Where the robot is
+    :param age: Seconds since that was measured, when the answer came
     :param frames: What each camera saw, with its age when the answer came; or why there is no frame
     :param received: When the answer came
     :param limited: How often which limit was in the way
@@ -44,6 +45,7 @@ class Observed:
     """
 
     values: Values
+    age: float
     frames: Mapping[str, Frame | str]
     received: float
     limited: Mapping[str, int]
@@ -98,8 +100,7 @@ class Connection:
         :raises RobotError: If it refuses, or does not answer
         """
         with self._turn:
-            if self._socket is None:
-                self._open()
+            self.open()
             answer, images = self._ask(operation, content)
             if answer.status == messages.NO_SESSION:  # the server was started anew
                 self._hello()
@@ -107,6 +108,15 @@ class Connection:
                     answer, images = self._ask(operation, content)
         messages.raise_error(answer)
         return answer, images
+
+    def open(self) -> None:
+        """Connect, if it is not.
+
+        :raises RobotError: If the server does not answer, or its task is another one
+        """
+        with self._turn:
+            if self._socket is None:
+                self._open()
 
     def observe(self, images: bool = True) -> Observed:
         """Ask where the robot is and, unless images are not wanted, what the cameras see.
@@ -235,6 +245,7 @@ class Connection:
             frames[name] = head if isinstance(head, str) else messages.read_frame(head, next(parts), later)
         return Observed(
             values=messages.read_values(answer.content["values"]),
+            age=messages.read_age(answer.content["age"]) + later,
             frames=frames,
             received=self._received,
             limited={str(name): int(count) for name, count in answer.content["limited"].items()},

@@ -36,6 +36,7 @@ URGENT = (Word.STOP, *OUTCOMES, Word.PAUSE, Word.RESUME, Word.QUIT)
 JUDGING = (Word.STOP, Word.ABORT, Word.QUIT)  # the others are the verdict
 # What is asked for in each phase; a stop and the wish to end may be said in all of them.
 ASKED: dict[str, tuple[Word, ...]] = {
+    "preparing": (),
     "reset": (Word.START,),
     "running": (Word.SUCCESS, Word.FAILURE, Word.ABORT, Word.PAUSE),
     "paused": (Word.RESUME, Word.SUCCESS, Word.FAILURE, Word.ABORT),
@@ -99,7 +100,7 @@ class Decisions:
             self._turn += 1
             self._unlocked = -math.inf
             kept = {*ALWAYS, *(OUTCOMES if status.phase in ("running", "paused", "judging") else ())}
-            if status.phase == "reset" or before is None or before.episode != status.episode:
+            if status.phase in ("preparing", "reset") or before is None or before.episode != status.episode:
                 self._episode_turn, kept = self._turn, {*ALWAYS}
             self._said &= kept
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing import parent_process
 from pathlib import Path
@@ -22,8 +23,8 @@ from zprl_sb3.robot_envs.real.episodes import LEARNED, Archive
 from zprl_sb3.robot_envs.real.journal import INTERRUPTED, Source
 from zprl_sb3.robot_envs.real.person import ABORTED, FAILURE, SUCCESS, TIMEOUT, Person
 from zprl_sb3.robot_envs.real.poses import ActionError
-from zprl_sb3.robot_envs.real.rate import Rate
-from zprl_sb3.robot_envs.real.robots import RobotError, Station, Supervisor, Values
+from zprl_sb3.robot_envs.real.rate import Rate, Timing
+from zprl_sb3.robot_envs.real.robots import LeaderError, RobotError, Station, Supervisor, Values
 from zprl_sb3.robot_envs.real.stage import Stage
 from zprl_sb3.robot_envs.real.tasks import Task, load_task, make_station, make_supervisor
 
@@ -51,7 +52,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
 
     :param task: Name of a task in ``hyperparams/real/``, path of a file, or a task
     :param episodes: Folder to keep every episode in; None: they are not kept
-    :param stop_after: Episodes after which no person is asked for another one
+    :param stop_after: Episodes after which no person is asked for another one; aborted ones do not count
     :param render_mode: ``"rgb_array"`` or None
     :param station: Robot and cameras, of tests and notebooks; None: those of the task
     :param supervisor: The person's side; None: the task's
@@ -81,7 +82,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         self._person: Person | None = None
         self._archive: Archive | None = None
         self._steps = 0
-        self._running = False
+        self._running = self._defers = self._over = False
         self._command: Values = {}
         box = self._poses.action_space()
         self.action_space, self._low, self._high = box, box.low, box.high
@@ -99,16 +100,26 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         """Hold, go home, and begin an episode once a person says that the scene is set.
 
         :param seed: Has no effect on the world
-        :param options: Ignored
+        :param options: ``"leader"``: a function that returns an action. The arms first go slowly to where it has them,
+            wherever that moves, and the episode begins once they are near
+        :raises LeaderError: If that function does
         :raises RobotError: If the robot cannot be connected the first time; later it is waited for
         :raises InUse: If another process writes into the folder of episodes
         """
         super().reset(seed=seed)
         self._end(INTERRUPTED)
         stage, person = self._open()
+        deferred, self._over = self._defers and self._over, False
+        if deferred:
+            person.show("preparing", "The episode is learned from", stage.frames)
+            return self._told(), {"is_success": False, "deferred": True} | self._quit_info()
         while not self._enough and not self._running:
             try:
-                self._running = stage.prepare(person) and self._begin(stage)
+                there = stage.prepare(person) and self._follow(stage, person, (options or {}).get("leader"))
+                self._running = there and self._begin(stage)
+            except LeaderError:
+                stage.hold()
+                raise
             except (OSError, RobotError) as error:
                 stage.recover(person, error)
         return self._told(), {"is_success": False} | self._quit_info()
@@ -144,6 +155,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         }
         if ending is not None:
             info |= self._end(ending, reason)
+            self._over = True
         return (
             self._told(),
             float(ending == SUCCESS),
@@ -152,16 +164,24 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
             info | self._quit_info(),
         )
 
+    def defer_resets(self, defer: bool) -> None:
+        """Have the :meth:`reset` that follows an episode return at once: ``info["deferred"]``, the last observation.
+
+        The next one waits for the person. So who resets by itself, as vectorised environments do, hands the episode
+        over before the next scene is set; what came of it then cannot be lost meanwhile.
+        """
+        self._defers = defer
+
     def action_of(self, values: Values) -> NDArray[np.float32]:
         """Return the action (A,) that sends the arms to where ``values`` are, within the action space.
 
         :param values: By the names of a command, those that a leader arm tells for instance
-        :raises RobotError: If one is missing
+        :raises LeaderError: If one is missing
         """
         try:
             action = self._poses.action(values)
         except KeyError as error:
-            raise RobotError(f"Whoever demonstrates must tell {error}; it tells {', '.join(values)}") from error
+            raise LeaderError(f"Whoever demonstrates must tell {error}; it tells {', '.join(values)}") from error
         return np.clip(action, self._low, self._high)
 
     def commanded(self) -> NDArray[np.float64] | None:
@@ -189,9 +209,14 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
             self._stage = self._person = None
 
     @property
+    def timing(self) -> Timing:
+        """How well the rate has been kept in this episode."""
+        return self._rate.timing()
+
+    @property
     def _enough(self) -> bool:
         person = self._person
-        return person is not None and (person.quit or person.ended == self._stop_after)
+        return person is not None and (person.quit or person.episodes == self._stop_after)
 
     def _open(self) -> tuple[Stage, Person]:
         """Connect to all that is not connected yet."""
@@ -209,6 +234,15 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
             self._person.stops(stage.stop)
             self._stage = stage
         return self._stage, self._person
+
+    def _follow(self, stage: Stage, person: Person, leader: Callable[[], NDArray[Any]] | None) -> bool:
+        """Bring the arms to a leader's, if there is one, and return whether they are there."""
+
+        def step() -> str:
+            far = stage.approach(self._poses.command(leader())) if leader is not None else ""
+            return far and f"The robot goes to the leader, slowly: keep away from it. It is off in {far}"
+
+        return person.watches(stage, step)
 
     def _begin(self, stage: Stage) -> bool:
         self._poses.begin()
@@ -258,7 +292,7 @@ class RealRobotEnv(gym.Env[Observation, NDArray[Any]]):
         assert self._person is not None
         self._running = False
         self._person.note(ending)
-        facts = {"ending": ending, "timing": asdict(self._rate.timing()), "limited": self._stage.limited()}
+        facts = {"ending": ending, "timing": asdict(self.timing), "limited": self._stage.limited()}
         facts |= {"reason": reason} if reason else {}
         if self._archive is not None:
             self._archive.end(ending, {key: value for key, value in facts.items() if key != "ending"})

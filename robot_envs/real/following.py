@@ -15,7 +15,12 @@ from zprl_sb3.robot_envs.rotations import matrix_of_vector, rotation_vector
 
 STALL = 0.2  # seconds without a set point after which the robot stands, and its measured place is the next one
 HOME_SPEED = 0.5  # share of the limits' speeds
-NEAR = {"position": 0.02, "rotation": 0.1, "joints": 0.1, "gripper": np.inf}  # measured, so that home counts as reached
+NEAR = {
+    "position": 0.02,
+    "rotation": 0.1,
+    "joints": 0.1,
+    "gripper": np.inf,
+}  # measured: as near as there
 REACHED = 1e-4  # of the set point
 
 
@@ -27,12 +32,14 @@ class Order:
     :param received: When
     :param spread: Seconds over which to spread the motion
     :param home: Whether it is the way home, which no watchdog ends
+    :param slow: Whether to go there at the speed of the way home
     """
 
     target: Values | None = None
     received: float = 0.0
     spread: float = 0.0
     home: bool = False
+    slow: bool = False
 
 
 HOLD = Order()
@@ -86,7 +93,7 @@ class Follower:
         if self._here is None:
             self._here, self._begun = start(values, self._arms), HOLD
         hits = self._begin(order, self._here) | self._watch(order)
-        limits = self._slow if order.home else self._limits
+        limits = self._slow if order.home or order.slow else self._limits
         within = order.received + order.spread - self._now
         self._here, met = advance(self._here, self._goal, limits, self._dt, within)
         return {name: moving.value for name, moving in self._here.items()}, hits | met
@@ -94,9 +101,9 @@ class Follower:
     def has_arrived(self, target: Values, values: Values) -> bool:
         """Return whether set point and measured values are at a target."""
         here = self._here or {}
-        set_ = all(name in here and _distance(name, here[name].value, target[name]) < REACHED for name in target)
+        set_ = all(name in here and distance(name, here[name].value, target[name]) < REACHED for name in target)
         return set_ and all(
-            _distance(name, values[name], target[name]) < NEAR[name.rsplit("/", 1)[1]] for name in target
+            distance(name, values[name], target[name]) < NEAR[name.rsplit("/", 1)[1]] for name in target
         )
 
     def _begin(self, order: Order, here: Mapping[str, Moving]) -> Hits:
@@ -115,7 +122,8 @@ class Follower:
         return frozenset({"watchdog"})
 
 
-def _distance(name: str, a: Array, b: Array) -> float:
+def distance(name: str, a: Array, b: Array) -> float:
+    """Return how far two values of a name are from each other, in its unit; rotations by their angle."""
     if name.endswith("/rotation"):
         return float(np.linalg.norm(rotation_vector(matrix_of_vector(a) @ matrix_of_vector(b).T)))
     return float(np.linalg.norm(a - b))

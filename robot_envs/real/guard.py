@@ -1,35 +1,27 @@
-"""What stands between a robot's driver and whatever commands it: the loop that keeps the limits.
+"""What stands between a robot's driver and whatever commands it.
 
-One thread owns the driver. At a fixed rate it moves the set point towards the last command (``set_points.py``), so that
-a late, wrong or missing command, or a dead caller, leaves a robot that brakes and holds.
+Callers leave orders (``orders.py``), and one thread does them under the limits (``loop.py``), so that a late, wrong or
+missing command, or a dead caller, leaves a robot that brakes and holds.
 """
 
 from __future__ import annotations
 
 import atexit
 import threading
-import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 
 import numpy as np
 
-from zprl_sb3.robot_envs.real.following import HOLD, Follower, Order
+from zprl_sb3.robot_envs.real.loop import END, Loop
 from zprl_sb3.robot_envs.real.motion import Moving
-from zprl_sb3.robot_envs.real.rate import Rate, Timing
-from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Stopped, Values
+from zprl_sb3.robot_envs.real.orders import HANGS, Orders
+from zprl_sb3.robot_envs.real.rate import Timing
+from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Values
 from zprl_sb3.robot_envs.real.safety import RATE, WATCHDOG, Limits, check_limits, checked, described
-from zprl_sb3.robot_envs.real.set_points import clamped, left_range, start
+from zprl_sb3.robot_envs.real.set_points import clamped
 
-SPREAD = 0.1  # seconds over which a command is spread at most, however rarely they come
-STALE = 1.0  # seconds after which an observation is no longer taken for the present
-WINDOW = 10.0  # seconds over which the loop's own timing is told
-HOME_TIME = 60.0  # seconds to get home
-END = 1.0  # seconds to brake before disconnecting
 PATIENCE = 5.0  # seconds for the driver to come back from its last call
-HANGS = "The robot's driver does not return: it could not be told to hold. Use its emergency stop"
 
 
 class Guard:
@@ -58,26 +50,15 @@ class Guard:
             raise ValueError(f"The watchdog must be above 0 s, not {watchdog}")
         self._robot, self._limits = robot, dict(limits)
         self._home = None if home is None else self._checked_home(home)
-        self._rate = Rate(rate, time.monotonic)
-        self.watchdog = watchdog
+        self.rate, self.watchdog = rate, watchdog
         self.enforced = described(limits, rate, watchdog, home)
         """Limits, rate, watchdog and home, by name."""
-        self._timing: Timing | None = None
-        self._window = 0.0
-        self._changed = threading.Condition()
+        self._orders = Orders()
+        self._loop = self._new_loop()
         self._thread: threading.Thread | None = None
-        self._closing = threading.Event()
-        self._limited: Counter[str] = Counter()
-        self._reason: str | None = None  # of a stop; only clear() forgets it, no new connection does
-        self._forget()
 
-    def _forget(self) -> None:
-        self._failure: str | None = None  # why there is no observation
-        self._latest: tuple[Values, float] | None = None
-        self._order, self._homing_failed = HOLD, ""
-        # Only the thread's.
-        self._follower = Follower(self.arms, self._limits, self.watchdog)
-        self._halted = self._outside = False
+    def _new_loop(self) -> Loop:
+        return Loop(self._robot, self._limits, self._orders, self.rate, self.watchdog)
 
     @property
     def arms(self) -> Mapping[str, Arm]:
@@ -86,17 +67,17 @@ class Guard:
     @property
     def stopped(self) -> str | None:
         """Why the robot is stopped, or None."""
-        return self._reason
+        return self._orders.stopped
 
     @property
     def homing(self) -> bool:
         """Whether it is on the way home."""
-        return self._order.home
+        return self._orders.order.home
 
     @property
     def home_failure(self) -> str:
         """Why it did not get home the last time; empty if it did."""
-        return self._homing_failed
+        return self._orders.home_failure
 
     @property
     def limited(self) -> Mapping[str, int]:
@@ -104,23 +85,22 @@ class Guard:
 
         Of workspace, cone, joints and step in commands and in ticks, of speed and acceleration in ticks.
         """
-        with self._changed:
-            return dict(self._limited)
+        return self._orders.limited()
 
     @property
     def timing(self) -> Timing:
         """How well the loop kept its rate, in ten seconds."""
-        return self._timing or self._rate.timing()
+        return self._loop.timing
 
     def connect(self) -> None:
         if self._thread is not None and self._thread.is_alive():
-            if self._closing.is_set():  # a second thread would command the robot beside the one that comes back
+            if self._loop.closing.is_set():  # a second thread would command the robot beside the one that comes back
                 raise RobotError(HANGS)
             return
-        self._closing.clear()
-        self._forget()
+        self._loop = self._new_loop()
+        self._orders.open()
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(ready,), name="zprl-guard", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run, args=(ready,), name="zprl-guard", daemon=True)
         self._thread.start()
         atexit.register(self.disconnect)
         try:
@@ -138,9 +118,8 @@ class Guard:
         if thread is None:
             return
         atexit.unregister(self.disconnect)
-        with self._changed:
-            self._closing.set()
-            self._end_homing("it was disconnected")
+        self._orders.close("it was disconnected")
+        self._loop.closing.set()
         thread.join(END + PATIENCE)
         if thread.is_alive():
             raise RobotError(HANGS)
@@ -151,15 +130,11 @@ class Guard:
 
         :raises RobotError: If the driver failed or hangs
         """
-        with self._changed:
-            self._check_connected()
-            if self._failure is not None or self._latest is None:
-                raise RobotError(self._failure or "The robot has told nothing yet")
-            values, when = self._latest
-        brought = self._order.home and self._home is None  # by the driver, which tells nothing meanwhile
-        if (age := time.monotonic() - when) > STALE and not brought:
-            raise RobotError(f"The robot has told nothing for {age:.1f} s: its driver hangs")
-        return {name: value.copy() for name, value in values.items()}
+        return self.observe()[0]
+
+    def observe(self) -> tuple[Values, float]:
+        """Return where the arms are, and how many seconds ago that was measured; else as :meth:`get_observation`."""
+        return self._orders.latest()
 
     def send_action(self, action: Values) -> None:
         """Tell the arms where to be next; they go there under the limits.
@@ -167,20 +142,15 @@ class Guard:
         :raises Stopped: If the robot was stopped
         :raises RobotError: For a command that is none, and while it goes home
         """
-        command = checked(action, self.arms)
-        now = time.monotonic()
-        with self._changed:
-            self._check_ready()
-            if self._order.home:
-                raise RobotError("The robot is on its way home: wait until it is there, or hold it")
-            spread = min(now - self._order.received, SPREAD)
-            self._order = Order(command, now, spread)
+        self._orders.command(checked(action, self.arms), slow=False)
+
+    def approach(self, action: Values) -> None:
+        """Tell the arms where to be next, as :meth:`send_action` does, but at half of the limits' speeds."""
+        self._orders.command(checked(action, self.arms), slow=True)
 
     def hold(self) -> None:
         """Brake under the limits, and stay."""
-        with self._changed:
-            self._check_connected()
-            self._end_homing("it was told to hold")
+        self._orders.hold()
 
     def home(self) -> None:
         """Go home under the limits, at half of their speeds; returns when the arms are there.
@@ -193,10 +163,7 @@ class Guard:
 
     def start_home(self) -> None:
         """Set out for home; :attr:`homing` tells when that is over, :meth:`await_home` how."""
-        with self._changed:
-            self._check_ready()
-            self._homing_failed = ""
-            self._order = Order(self._home, time.monotonic(), home=True)
+        self._orders.start_home(self._home)
 
     def await_home(self) -> None:
         """Return when it is no longer on the way home.
@@ -204,41 +171,32 @@ class Guard:
         :raises Stopped: If it was stopped
         :raises RobotError: If it did not get there
         """
-        with self._changed:
-            self._changed.wait_for(lambda: not self._order.home)
-            if self._reason is not None:
-                raise Stopped(self._reason)
-            if self._homing_failed:
-                raise RobotError(self._homing_failed)
+        self._orders.await_home()
 
     def stop(self, reason: str) -> None:
         """Stop at once, until :meth:`clear`: within a period the driver holds.
 
         :param reason: Told to whoever commands; the first one stays
         """
-        with self._changed:
-            self._reason = self._reason or reason or "stopped"
-            self._end_homing("it was stopped")
+        self._orders.stop(reason)
 
     def clear(self) -> None:
-        """Let the robot move again. Only for a person who has looked at it."""
-        with self._changed:
-            self._reason = None
+        """Let the robot move again, a driver that failed once it is connected anew. Only for a person who has looked.
 
-    def _check_connected(self) -> None:
-        if self._thread is None or not self._thread.is_alive() or self._closing.is_set():
-            raise RobotError("The robot is not connected")
+        :raises Stopped: If that driver fails again, or the robot was stopped meanwhile
+        :raises RobotError: If the driver hangs
+        """
+        self._orders.start_clear()
+        self._orders.await_clear()
 
-    def _check_ready(self) -> None:
-        self._check_connected()
-        if self._reason is not None:
-            raise Stopped(self._reason)
+    def start_clear(self) -> None:
+        """Begin to let the robot move again; :attr:`recovers` tells when that is over, :attr:`stopped` how."""
+        self._orders.start_clear()
 
-    def _end_homing(self, failure: str) -> None:
-        if self._order.home:
-            self._homing_failed = f"The robot did not get home: {failure}"
-        self._order = HOLD
-        self._changed.notify_all()
+    @property
+    def recovers(self) -> bool:
+        """Whether a driver that failed is connected anew now."""
+        return self._orders.recovers
 
     def _checked_home(self, home: Mapping[str, Sequence[float]]) -> Values:
         try:
@@ -249,111 +207,3 @@ class Guard:
         if hits := clamped(target, still, self._limits)[1]:
             raise ValueError(f"Home is outside the limits: {', '.join(sorted(hits))}")
         return target
-
-    # The rest runs in the thread that owns the driver.
-
-    def _run(self, ready: Future[None]) -> None:
-        try:
-            self._robot.connect()
-            self._publish(self._robot.get_observation())
-            start(self._observed, self.arms)
-        except BaseException as error:
-            self._let_go()
-            ready.set_exception(error)
-            return
-        ready.set_result(None)
-        try:
-            self._loop()
-        finally:
-            self._let_go()
-            with self._changed:
-                self._end_homing("its loop has ended")
-
-    def _let_go(self) -> None:
-        with suppress(Exception):
-            self._robot.hold()
-        with suppress(Exception):
-            self._robot.disconnect()
-
-    def _loop(self) -> None:
-        self._rate.start()
-        self._window = time.monotonic()
-        end = np.inf
-        while not self._closing.is_set() or (self._follower.is_moving and time.monotonic() < end):
-            if self._closing.is_set():
-                end = min(end, time.monotonic() + END)
-            self._rate.begin()
-            try:
-                self._tick()
-            except Exception as error:  # whatever a driver raises
-                self._fail(error)
-            self._rate.wait()
-            self._measure()
-
-    def _tick(self) -> None:
-        if (stopped := self._reason is not None) and not self._halted:
-            self._follower.forget()
-            self._robot.hold()  # if it fails, the next tick tries again
-        self._halted = stopped
-        self._publish(self._robot.get_observation())
-        if not stopped:
-            self._move()
-
-    def _publish(self, values: Values) -> None:
-        found = left_range(values, self.arms, self._limits)
-        with self._changed:
-            self._latest, self._failure = (values, time.monotonic()), None
-        if found and not self._outside:  # who clears this may move it back
-            self.stop("; ".join(found))
-        self._outside = bool(found)
-
-    @property
-    def _observed(self) -> Values:
-        assert self._latest is not None
-        return self._latest[0]
-
-    def _move(self) -> None:
-        now, order = time.monotonic(), self._order
-        if self._follower.stalls(now):
-            self._count(["stall"])
-            self._robot.hold()
-        elif order.home and self._home is None:
-            self._robot.home()
-            self._follower.forget()
-            self._arrived()
-        elif order.target is not None or self._follower.is_set:
-            point, hits = self._follower.follow(order, self._observed)
-            self._count(hits)
-            self._robot.send_action(point)
-            if order.home:
-                self._check_home(order, now)
-
-    def _check_home(self, order: Order, now: float) -> None:
-        assert order.target is not None
-        if self._follower.has_arrived(order.target, self._observed):
-            self._arrived()
-        elif now - order.received > HOME_TIME:
-            with self._changed:
-                self._end_homing(f"it was not there after {HOME_TIME:.0f} s")
-
-    def _arrived(self) -> None:
-        with self._changed:
-            self._order = HOLD if self._order.home else self._order
-            self._changed.notify_all()
-
-    def _fail(self, error: Exception) -> None:
-        text = f"The robot's driver failed: {error or type(error).__name__}"
-        with self._changed:
-            self._failure = text
-        self.stop(text)
-
-    def _count(self, names: Iterable[str]) -> None:
-        with self._changed:
-            self._limited.update(names)
-
-    def _measure(self) -> None:
-        now = time.monotonic()
-        if now - self._window > WINDOW:
-            self._window = now
-            self._timing = self._rate.timing()
-            self._rate.start()

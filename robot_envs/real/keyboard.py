@@ -106,6 +106,13 @@ class KeyboardSupervisor(Decisions):
         raise SystemExit(TERMINATED)
 
     def _run(self) -> None:
+        try:
+            self._listen()
+        except Exception:
+            self.say(Word.STOP, self.turn)  # no key would be heard any more
+            raise
+
+    def _listen(self) -> None:
         while self._open:
             with suppress(OSError):
                 self._draw()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from zprl_sb3.robot_envs.real.robots import Arm, Frame, RobotError, Stopped, Values
 
-VERSION = 1
+VERSION = 2
 MAX_REQUEST = 64 * 1024  # bytes
 MAX_PART = 64 * 1024 * 1024  # bytes of an answer's head or image
 MAX_NAME = 100
@@ -130,6 +130,16 @@ def read_values(packed: Any) -> Values:
     if not isinstance(packed, dict):
         raise BadMessage("values are arrays by name")
     return {_name(name): _array(entry) for name, entry in packed.items()}
+
+
+def read_age(age: Any) -> float:
+    """Return how many seconds ago something was measured.
+
+    :raises BadMessage: If that is no time
+    """
+    if not _is_seconds(age):
+        raise BadMessage("no age")
+    return float(age)
 
 
 def packed_frame(frame: Frame, encoding: str) -> tuple[dict[str, Any], bytes]:

@@ -57,7 +57,6 @@ class Person:
 
         :raises Stopped: If the robot was stopped meanwhile
         """
-        self._supervisor.ready()  # said while the robot was still moving: it is asked for again
         for _ in self._waits(stage, "reset", "Set the scene, then start"):
             _refuse_stopped(stage)
             if self.quit:
@@ -70,6 +69,23 @@ class Person:
         _refuse_stopped(stage)
         self._began, self.reason = time.monotonic(), ""
         return not self.quit
+
+    def watches(self, stage: Stage, step: Callable[[], str]) -> bool:
+        """Repeat a step once a period until it has nothing left to say, and return whether it has not.
+
+        :param step: Moves the robot a little; returns what is shown
+        :return: Whether it is done; not if no further episode is wanted
+        :raises Stopped: If the robot was stopped meanwhile
+        """
+        while message := step():
+            self.show("preparing", message, stage.look())
+            self._heard(stage)
+            _refuse_stopped(stage)
+            _refuse_orphan()
+            if self.quit:
+                return False
+            time.sleep(self._period)
+        return True
 
     def refuse_stop(self, stage: Stage) -> None:
         """Obey a stop that was said and not asked for yet.
@@ -92,7 +108,7 @@ class Person:
     def told(self, stage: Stage, message: str) -> None:
         """Show what is wrong for a while."""
         end = time.monotonic() + RETRY
-        for _ in self._waits(stage, "reset", message):
+        for _ in self._waits(stage, "preparing", message):
             if self.quit or time.monotonic() > end:
                 return
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-KEPT = 0.5  # of a period: who is later than that begins a new phase, so that no period is shorter than this
+KEPT = 0.5  # of a period: who is later than that leaves periods out, so that none is shorter than this
 
 
 @dataclass(frozen=True)
 class Timing:
     """How well a rate was kept.
 
-    :param periods: Periods that ended in phase with the one before
+    :param periods: Periods that followed one without a pause
     :param jitter_p50: Median of how far the time between two ends was from the period, in seconds
     :param jitter_p99: Its 99th percentile
     :param jitter_max: Its maximum
     :param missed: Periods whose work took longer than the period
-    :param pauses: New phases, because the work of a period began late by more than :data:`KEPT` of it
+    :param pauses: How often the work of a period began late by more than :data:`KEPT` of it
     """
 
     periods: int
@@ -34,9 +35,9 @@ class Timing:
 class Rate:
     """Periods of equal length. The work of one lies between :meth:`begin` and :meth:`wait`.
 
-    The ends of periods are in phase: a little lateness does not accumulate. Who pauses between two periods, or takes
-    longer than one and a half, starts a new phase there. What was missed is not made up for: the next period is a whole
-    one.
+    The ends of periods lie on one grid from :meth:`start` on: lateness does not accumulate, and a pause does not shift
+    them. Who pauses, or takes longer than one and a half periods, goes on at the grid's nearest point: whole periods
+    are left out and not made up for, and the next one takes half a period at least, one and a half at most.
 
     :param rate: Periods per second
     :param clock: Seconds, which only grow
@@ -57,7 +58,7 @@ class Rate:
         self.start()
 
     def start(self) -> None:
-        """Begin a new phase now, and to measure anew."""
+        """Begin a new grid now, and to measure anew."""
         self._boundary = self._clock()
         self._last_end: float | None = None
         self._jitter: list[float] = []
@@ -65,7 +66,7 @@ class Rate:
 
     @property
     def jitter(self) -> float:
-        """Seconds between the last two ends, less the period; 0 where a new phase began."""
+        """Seconds between the last two ends, less the period; 0 after a pause."""
         return self._jitter[-1] if self._jitter and self._last_end is not None else 0.0
 
     @property
@@ -74,10 +75,10 @@ class Rate:
         return self._missed
 
     def begin(self) -> None:
-        """Begin the work of a period; after a pause the period begins now, not where it would have."""
-        now = self._clock()
-        if now - self._boundary > KEPT * self.period:
-            self._boundary, self._last_end = now, None
+        """Begin the work of a period; after a pause not the one that was due, but the nearest."""
+        boundary = self._nearest(self._boundary, self._clock())
+        if boundary != self._boundary:
+            self._boundary, self._last_end = boundary, None
             self._pauses += 1
 
     def wait(self) -> None:
@@ -90,7 +91,11 @@ class Rate:
             self._missed += 1
         if self._last_end is not None:
             self._jitter.append(now - self._last_end - self.period)
-        self._boundary, self._last_end = (end, now) if now - end <= KEPT * self.period else (now, now)
+        self._boundary, self._last_end = self._nearest(end, now), now
+
+    def _nearest(self, boundary: float, now: float) -> float:
+        """Return a point of the grid, or a later one that is nearest to the present."""
+        return boundary + max(0, math.ceil((now - boundary) / self.period - KEPT)) * self.period
 
     def timing(self) -> Timing:
         """Return how well the rate was kept since :meth:`start`."""

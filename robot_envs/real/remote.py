@@ -10,23 +10,24 @@ from typing import Any
 from zprl_sb3.robot_envs.real import KEYS, messages
 from zprl_sb3.robot_envs.real.connection import TIMEOUT, Connection
 from zprl_sb3.robot_envs.real.keys import read_client_keys
-from zprl_sb3.robot_envs.real.robots import Arm, Frame, RobotError, Station, Stopped, Values
+from zprl_sb3.robot_envs.real.orders import HANGS, RECOVERY
+from zprl_sb3.robot_envs.real.robots import STALE, Arm, Frame, RobotError, Station, Stopped, Values
 from zprl_sb3.robot_envs.real.safety import checked
 
 KEY = f"{KEYS}/robot.key"
-HOME_POLL = 0.1  # seconds between two questions whether the robot is home
+POLL = 0.1  # seconds between two questions whether the robot is home, or its driver connected anew
 
 
 class RemoteRobot:
     """A robot behind a server, which keeps its limits; see :class:`~zprl_sb3.robot_envs.real.guard.Guard`.
 
     :param connection: To the server
+    :param urgent: To the same one, for stops: they wait for no answer to something else
     :param arms: The robot's arms
-    :param watch: Only observe: another client may command
     """
 
-    def __init__(self, connection: Connection, arms: Mapping[str, Arm], watch: bool = False) -> None:
-        self.connection, self._arms, self._watch = connection, dict(arms), watch
+    def __init__(self, connection: Connection, urgent: Connection, arms: Mapping[str, Arm]) -> None:
+        self.connection, self._urgent, self._arms = connection, urgent, dict(arms)
         self._limited: Mapping[str, int] = {}
 
     @property
@@ -44,23 +45,35 @@ class RemoteRobot:
         return self._limited
 
     def connect(self) -> None:
-        """Connect and, unless it only watches, take command.
+        """Connect and take command.
 
         :raises RobotError: If the server does not answer, its task is another one, or another client commands
         """
-        if self._watch:
-            self.get_observation()
-        else:
-            self.connection.request("command")
+        self.connection.request("command")
+        self._urgent.open()
 
     def get_observation(self) -> Values:
+        """Return where the arms are. How long ago that was measured includes half of the round trip.
+
+        :raises RobotError: If that is too long, or the server does not answer
+        """
         observed = self.connection.observe()
         self._limited = observed.limited
+        if observed.age > STALE:
+            raise RobotError(
+                f"What the robot server {self.connection.address} tells of the robot is {observed.age:.1f} s old: "
+                "its driver, that computer or the network is too slow"
+            )
         return observed.values
 
     def send_action(self, action: Values) -> None:
         command = checked(action, self._arms)
         self.connection.request("step", action=messages.packed_values(command))
+
+    def approach(self, action: Values) -> None:
+        """Tell the arms where to be next, as :meth:`send_action` does, but at half of the limits' speeds."""
+        command = checked(action, self._arms)
+        self.connection.request("step", action=messages.packed_values(command), slow=True)
 
     def hold(self) -> None:
         self.connection.request("hold")
@@ -73,28 +86,37 @@ class RemoteRobot:
         """
         self.connection.request("home")
         while (observed := self.connection.observe(images=False)).homing:
-            time.sleep(HOME_POLL)
+            time.sleep(POLL)
         if self.stopped is not None:
             raise Stopped(self.stopped)
         if observed.home_failure:
             raise RobotError(observed.home_failure)
 
     def stop(self, reason: str) -> None:
-        """Stop the robot, also where another client commands it.
+        """Stop the robot at once, whatever else is asked meanwhile, also where another client commands it.
 
         :raises RobotError: If that did not reach the server
         """
-        self.connection.request("stop", reason=reason)
+        self._urgent.request("stop", reason=reason)
 
     def clear(self) -> None:
-        """Let it move again. Only for a person who has looked at it.
+        """Let it move again, once a driver that failed is connected anew. Only for a person who has looked at it.
 
-        :raises Stopped: If it was stopped at the server, where it must be cleared
+        :raises Stopped: If it was stopped at the server, where it must be cleared, or its driver fails again
+        :raises RobotError: If that driver hangs
         """
         self.connection.request("clear")
+        end = time.monotonic() + RECOVERY
+        while self.connection.request("command")[0].content["recovers"]:
+            if time.monotonic() > end:
+                raise RobotError(HANGS)
+            time.sleep(POLL)
+        if self.stopped is not None:
+            raise Stopped(self.stopped)
 
     def disconnect(self) -> None:
         self.connection.close()
+        self._urgent.close()
 
 
 class RemoteCamera:
@@ -130,7 +152,6 @@ def remote_station(
     enforced: Mapping[str, Any] | None = None,
     encoding: str = messages.RAW,
     timeout: float = TIMEOUT,
-    watch: bool = False,
 ) -> Station:
     """Return the robot and the cameras of a server, not connected.
 
@@ -141,11 +162,12 @@ def remote_station(
     :param enforced: The limits that it must have (:func:`~zprl_sb3.robot_envs.real.safety.described`); None: whichever
     :param encoding: Of images: ``"raw"``, or ``"jpeg"`` over slow networks, which is not what the camera gave
     :param timeout: Seconds to wait for an answer
-    :param watch: Only observe
     :raises FileNotFoundError: If there is no such key
     :raises ValueError: If the key can be read by others, or is none
     """
     expected = messages.description(arms, tuple(cameras), enforced or {})
-    connection = Connection(address, read_client_keys(key), expected, cameras, encoding, timeout)
+    keys = read_client_keys(key)
+    connection = Connection(address, keys, expected, cameras, encoding, timeout)
+    urgent = Connection(address, keys, {}, timeout=timeout)
     eyes = {name: RemoteCamera(connection, name) for name in cameras}
-    return Station(RemoteRobot(connection, arms, watch), eyes)
+    return Station(RemoteRobot(connection, urgent, arms), eyes)

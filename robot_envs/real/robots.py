@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 Values = dict[str, NDArray[np.float64]]
 
+STALE = 0.5  # seconds after which what a robot has told is no longer taken for the present, wherever it comes from
+
 
 class RobotError(RuntimeError):
     """The robot or its connection does not do what it must; the message says what was wrong and what to do."""
@@ -30,6 +32,10 @@ class RobotError(RuntimeError):
 
 class Stopped(RobotError):
     """The robot was stopped, and stays so until a person clears it. The message says why."""
+
+
+class LeaderError(RobotError):
+    """Whoever demonstrates does not tell where the arms are to be. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,9 @@ class Robot(Protocol):
 
     def connect(self) -> None:
         """Connect and take over; the robot holds still.
+
+        Called once more after an error, to end what it left behind (an error of the controller, a port that is gone),
+        without letting arms fall that do not hold by themselves.
 
         :raises RobotError: If that fails
         """
@@ -120,7 +129,7 @@ class Camera(Protocol):
     """A camera that takes frames by itself."""
 
     def connect(self) -> None:
-        """Connect, and return when there is a first frame.
+        """Connect, and return when there is a first frame. May be called twice.
 
         :raises RobotError: If there is none
         """
@@ -183,7 +192,8 @@ class Status:
     """What a person should know.
 
     :param task: Name of the task
-    :param phase: ``"reset"``, ``"running"``, ``"paused"``, ``"judging"``, ``"stopped"``
+    :param phase: ``"preparing"`` (the robot goes home, say, and nothing is asked for), ``"reset"`` (the scene is to be
+        set), ``"running"``, ``"paused"``, ``"judging"``, ``"stopped"``
     :param message: What is waited for, or what is wrong
     :param episode: Number of the episode, from 1
     :param episodes: Episodes that were finished

@@ -61,7 +61,8 @@ class Sessions:
     def present(self) -> list[str]:
         """Return the names of the clients that have said something lately."""
         now = self._clock()
-        return [session.name for session in list(self._sessions.values()) if now - session.seen < PRESENT]
+        names = [session.name for session in list(self._sessions.values()) if now - session.seen < PRESENT]
+        return list(dict.fromkeys(names))  # each has a second session, for stops
 
     def open(self, user: str, client: bytes, name: str) -> Session:
         """Return a new session. It takes the place of the one that the client had, whose requests are then refused.

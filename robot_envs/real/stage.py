@@ -1,4 +1,4 @@
-"""A robot and its cameras as the environment uses them: connected again after a fault, stopped until it is cleared."""
+"""A robot and its cameras as the environment uses them: held throughout a fault, stopped until a person clears it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zprl_sb3.robot_envs.real.following import NEAR, distance
 from zprl_sb3.robot_envs.real.frames import Frames, Images, StaleCamera
 from zprl_sb3.robot_envs.real.robots import RobotError, Station, Stopped, Values
 
@@ -30,7 +31,7 @@ class Stage:
         self._station, self._task = station, task
         self._robot: Any = station.robot  # a Guard, perhaps over the network, can be stopped and cleared
         self._eyes = Frames(station.cameras, task.views)
-        self._connected = False
+        self._connected = self._failed = False
         self._latched: str | None = None
         self._before: Counter[str] = Counter()  # of limits, when the episode began
 
@@ -59,14 +60,14 @@ class Stage:
         :return: Whether it is; not if the person wants no further episode
         :raises RobotError: If something is wrong with robot or cameras
         """
-        if not self._connected:
-            person.show("reset", "Connecting to the robot again", self.frames)
-            self.connect()
+        if self._failed:
+            person.show("preparing", "Connecting to the robot again", self.frames)
+            self._connect_again()
         while self.stopped is not None and person.clears(self):
             self._clear()
         if person.quit:
             return False
-        person.show("reset", "The robot goes home: keep away from it", self.look())
+        person.show("preparing", "The robot goes home: keep away from it", self.look())
         # Said before there was a robot to stop, or while the last stop was being cleared: going home asks nobody.
         person.refuse_stop(self)
         self._robot.hold()
@@ -77,10 +78,13 @@ class Stage:
         return ready
 
     def recover(self, person: Person, fault: Exception) -> None:
-        """Hold, tell the person what is wrong, and wait a little before it is tried again."""
+        """Hold, tell the person what is wrong, and wait a little before it is tried again.
+
+        Nothing is let go of: arms that do not hold by themselves would fall.
+        """
         self.hold()
         if isinstance(fault, RobotError) and not isinstance(fault, (StaleCamera, Stopped)):
-            self._let_go()
+            self._failed = True
         person.told(self, f"{fault}. Trying again")
 
     def observe(self) -> tuple[Values, Images]:
@@ -96,7 +100,7 @@ class Stage:
 
     def look(self) -> Mapping[str, NDArray[np.uint8]]:
         """Return what people should see of the cameras, as far as they answer."""
-        if not self._connected:
+        if not self._connected or self._failed:
             return self.frames
         with suppress(RobotError):
             self._robot.get_observation()  # so that a robot elsewhere tells whether it was stopped there
@@ -111,6 +115,21 @@ class Stage:
         if self._latched is not None:
             raise Stopped(self._latched)
         self._robot.send_action(command)
+
+    def approach(self, command: Values) -> str:
+        """Have the arms go slowly to where a command has them, and return what is far from there still; "" once near.
+
+        :raises Stopped: While the robot is stopped
+        :raises RobotError: If it does not take it
+        """
+        if self._latched is not None:
+            raise Stopped(self._latched)
+        here = self._robot.get_observation()
+        ways = {name: distance(name, here[name], value) for name, value in command.items()}
+        far = [f"{name} by {way:.2f}" for name, way in ways.items() if way > NEAR[name.rsplit("/", 1)[1]]]
+        if far:
+            self._robot.approach(command)
+        return ", ".join(far)
 
     def hold(self) -> None:
         """Stay where the arms are, if the robot can still be told so; otherwise its watchdog sees to it."""
@@ -148,6 +167,11 @@ class Stage:
         if self._connected:
             self.hold()
         self._let_go()
+
+    def _connect_again(self) -> None:
+        for part in (self._robot, *self._station.cameras.values()):
+            part.connect()
+        self._failed = False
 
     def _let_go(self) -> None:
         self._connected = False

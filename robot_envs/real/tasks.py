@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from zprl_sb3.robot_envs import is_real
+from zprl_sb3.robot_envs.real.drivers import find_driver, find_module
 from zprl_sb3.robot_envs.real.frames import View
 from zprl_sb3.robot_envs.real.poses import Poses
 from zprl_sb3.robot_envs.real.reading import LOCAL, LOOP, Reader, TaskError
@@ -180,7 +181,8 @@ def make_supervisor(task: Task) -> Supervisor:
     """
     kind = task.supervisor["kind"]
     name, maker = SUPERVISORS.get(kind, ("", "supervisor"))
-    make = getattr(_module(task, "supervisor", kind, name), maker)
+    module = made(task, "supervisor", find_module, {"name": kind, "ours": f"{HERE}.{name}", "known": SUPERVISORS})
+    make = getattr(module, maker)
     supervisor: Supervisor = made(task, "supervisor", make, _arguments(task.supervisor, "kind"))
     return supervisor
 
@@ -199,7 +201,10 @@ def make_teleoperator(task: Task) -> Robot:
 
 def _driver(task: Task, key: str, table: dict[str, Any], kind: str) -> Any:
     name = table["driver"]
-    module = _module(task, key, name, SIMULATED if name == SIMULATED else f"drivers.{name}")
+    if name == SIMULATED:
+        module = importlib.import_module(f"{HERE}.{SIMULATED}")
+    else:
+        module = made(task, key, find_driver, {"name": name})
     # Leader arms are robots, too; only some are made otherwise.
     make = getattr(module, kind, None) or (
         module.robot if kind == "teleoperator" and hasattr(module, "robot") else None
@@ -207,17 +212,6 @@ def _driver(task: Task, key: str, table: dict[str, Any], kind: str) -> Any:
     if make is None:
         raise TaskError(f"{task.path}, {key}: {name!r} is a driver, but not of a {kind}")
     return made(task, key, make, _arguments(table, "driver"))
-
-
-def _module(task: Task, key: str, name: str, ours: str) -> ModuleType:
-    """Import what a file names: a module of the user's where there is a dot in the name, or one of ours."""
-    wanted = name if "." in name else f"{HERE}.{ours}"
-    try:
-        return importlib.import_module(wanted)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{wanted}.".startswith(f"{error.name}."):
-            raise  # it is there, and lacks a library
-        raise TaskError(f"{task.path}, {key}: there is no {name!r} ({error})") from error
 
 
 def _arguments(table: dict[str, Any], choice: str) -> dict[str, Any]:

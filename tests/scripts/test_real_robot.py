@@ -93,7 +93,7 @@ def test_recording_goes_on_and_counts_what_is_kept(tmp_path: Path, zprl: Any) ->
 def test_a_leader_that_fails_interrupts_the_episode(tmp_path: Path, zprl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(leader: Leader) -> None:
         leader.asked += 1
-        leader.broken = leader.asked > 3
+        leader.broken = leader.asked > 4  # once before the episode
 
     told = Leader.get_observation
     monkeypatch.setattr(Leader, "get_observation", lambda leader: (fail(leader), told(leader))[1])
@@ -139,6 +139,30 @@ def test_a_killed_run_loses_its_running_episode_only(policy: Path, tmp_path: Pat
     # A snapshot at an episode's end: whole episodes only, so that at most the one that ran is missing.
     lost = sum(len(read_episode(path).episode.actions) for path in episode_files(output / "episodes")) - model.env_steps
     assert 0 <= lost <= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_what_a_person_has_judged_is_kept_though_nobody_sets_the_next_scene(
+    policy: Path, tmp_path: Path, start: Any, overlap: str
+) -> None:
+    task = policy.parent.parent / "reach.yml"
+    text = task.read_text()
+    write(task.parent, **BLIND | {"supervisor": {"kind": "lab.scripted", "success": 4, "leaves_after": 4}})
+    try:
+        process = start("train", "--policy", policy, "--output", tmp_path, "--set", f"algorithm.overlap={overlap}")
+        model = tmp_path / "snapshot" / "model.zip"
+        wait_for(lambda: model.is_file() and SteeringSAC.load(model).env_steps == 16, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    finally:
+        task.write_text(text)
+    kept = SteeringSAC.load(model)
+    kept.load_replay_buffer(tmp_path / "snapshot" / "replay_buffer.pkl")
+    assert kept.replay_buffer is not None
+    assert (kept.num_timesteps, kept.replay_buffer.size()) == (8, 8)
+    assert kept._n_updates == 8  # two for each chunk after the warm-up of 4
+    assert len(read_rows(tmp_path / "episodes.csv")) == 4
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import queue
 import signal
@@ -22,8 +24,10 @@ from servers import command, free_port
 
 from zprl_sb3.robot_envs.real.env import RealRobotEnv
 from zprl_sb3.robot_envs.real.keys import make_keys, read_client_keys, read_server_keys
+from zprl_sb3.robot_envs.real.requests import Requests
 from zprl_sb3.robot_envs.real.robots import RobotError, Station, Stopped
 from zprl_sb3.robot_envs.real.tasks import load_task, make_station
+from zprl_sb3.scripts import robot_server
 
 ACTION = np.array([0.32, 0.0, 0.2, np.pi, 0.0, 0.0, 1.0], np.float32)
 
@@ -124,6 +128,71 @@ def test_its_end_is_orderly(console: Console, number: signal.Signals, code: int)
     console.says("nobody commands")
     console.process.send_signal(number)
     assert console.process.wait(20) == code
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_whose_socket_fails_stops_the_robot_and_ends(
+    task: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its thread dies of what nobody thought of, while the robot moves."""
+    stopped: list[str | None] = []
+    bind = str(load_task(task).robot["address"])
+
+    def fail(requests: Requests) -> None:
+        thread = threading.current_thread()
+        threading.Thread(target=lambda: (thread.join(), stopped.append(requests._guard.stopped))).start()
+        raise ZeroDivisionError("what nobody thought of")
+
+    def move() -> None:
+        with make_station(load_task(task)) as station:
+            station.robot.send_action(command(0.35))
+            monkeypatch.setattr(Requests, "watch_home", fail)
+            time.sleep(0.3)
+
+    person = threading.Thread(target=move)
+    console = io.StringIO()  # closed from the start
+    threading.Timer(1.0, person.start).start()
+    with pytest.raises(RobotError, match=r"failed: ZeroDivisionError: what nobody thought of. The robot is stopped"):
+        robot_server.serve(str(task), str(keys), bind, console=console)
+    person.join()
+    assert stopped == ["The server failed: ZeroDivisionError: what nobody thought of"]
+    assert "The console is closed: nobody stops the robot here any more" in capsys.readouterr().out
+
+
+class Told:
+    """A server that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stop(self, reason: str) -> None:
+        self.said.append(reason)
+
+    def clear(self) -> None:
+        self.said.append("clear")
+
+
+STOP = "Stopped by a person at the robot server"
+
+
+def test_a_console_that_cannot_be_read_stops_the_robot(capsys: pytest.CaptureFixture[str]) -> None:
+    server, typed = Told(), io.TextIOWrapper(io.BytesIO(b"clear\n" + bytes([0xFF, 0xFE, 10])), "utf-8")
+    typed._CHUNK_SIZE = 6  # type: ignore[attr-defined]  # what is typed comes line by line
+    robot_server._listen(server, typed)  # type: ignore[arg-type]
+    assert server.said[0] == "clear"
+    assert server.said[1].startswith("The console of the robot server cannot be read any more: 'utf-8' codec")
+    assert "STOPPED: the console cannot be read any more" in capsys.readouterr().out
+
+
+def test_what_is_typed_counts_though_nobody_reads_the_answers() -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    server = Told()
+    with contextlib.redirect_stdout(Broken()):
+        robot_server._listen(server, io.StringIO("stop\nclear\nstop\n"))  # type: ignore[arg-type]
+    assert server.said == [STOP, "clear", STOP]
 
 
 def test_a_task_that_differs_is_refused_by_name(console: Console, task: Path, tmp_path: Path) -> None:

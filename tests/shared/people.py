@@ -31,10 +31,13 @@ class ScriptedPerson:
         """Signals to be said at the next opportunity, whatever is going on."""
         self.on_stop: Callable[[], None] | None = None
         self.closed = False
+        self.scenes: int | None = None
+        """How many are still set; None: all that are asked for."""
 
     def ready(self) -> bool:
-        if not self._patient("start"):
+        if self.scenes == 0 or not self._patient("start"):
             return False
+        self.scenes = None if self.scenes is None else self.scenes - 1
         self._now = self._script.popleft() if self._script else {}
         self._steps = 0
         return True

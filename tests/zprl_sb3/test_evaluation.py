@@ -89,6 +89,26 @@ def test_an_environment_that_does_not_tell_success_is_refused() -> None:
         evaluate(NoSteering(), env, SEED, 4)
 
 
+@pytest.mark.parametrize("quits", [False, True])
+def test_aborted_episodes_are_run_again_unless_nobody_wants_to(quits: bool) -> None:
+    env, ended = evaluation_env(1), list[int]()
+
+    def abort() -> Any:
+        obs, rewards, dones, infos = VecSteering.step_wait(env)
+        if dones[0]:
+            ended.append(infos[0]["episode_seed"])
+            if len(ended) in (2, 3):
+                infos = [infos[0] | {"aborted": True, "quit": quits}]
+        return obs, rewards, dones, infos
+
+    env.step_wait = abort  # type: ignore[method-assign]
+    result = evaluate(NoSteering(), env, SEED, 4)
+    assert result.aborted == 2
+    assert ended == list(range(SEED, SEED + (4 if quits else 6)))
+    assert result.seeds == [seed for k, seed in enumerate(ended) if k not in (1, 2)]
+    assert len(result.lengths) == len(result.successes) == len(result.returns) == (2 if quits else 4)
+
+
 def test_no_steering_answers_zeros() -> None:
     z = np.ones((5, 3), np.float32)
     delta, state = NoSteering().predict({"c": np.ones((5, 4), np.float32), "z": z}, deterministic=True)

@@ -316,6 +316,29 @@ def test_utd_is_the_updates_per_chunk(overlap: bool) -> None:
     assert tiny_model(utd=3, gradient_steps=2, train_freq=5).learn(40)._n_updates == 2 * 3
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_aborted_episodes_are_no_warm_up(overlap: bool) -> None:
+    """Those of the toy task take ten chunks here. With nothing but aborted ones there is nothing to learn from."""
+    env, ended = never_reaching(), list[int]()
+
+    def abort() -> Any:
+        obs, rewards, dones, infos = VecSteering.step_wait(env)
+        ended.extend([1] * bool(dones[0]))
+        return obs, rewards, dones, [infos[0] | {"aborted": bool(dones[0]) and len(ended) in (1, 2, 4)}]
+
+    env.step_wait = abort  # type: ignore[method-assign]
+    chunks = TIME_LIMIT // CHUNK
+    model = tiny_model(env, learning_starts=chunks + 2, overlap=overlap, buffer_size=5 * chunks).learn(3 * chunks)
+    assert (model._n_updates, model.forgotten) == (0, 2 * chunks)
+    assert not stored(model).actions.any()
+    model.learn(2 * chunks, reset_num_timesteps=False)
+    assert model.forgotten == 3 * chunks
+    # Beyond the warm-up in the middle of an aborted episode, and then of one that counts.
+    assert model._n_updates == (chunks - 3) + (chunks - 2)
+    deltas = stored(model).actions.abs().amax(dim=1)
+    assert (deltas > 0).tolist() == [False] * (chunks + 2) + [True] * (chunks - 2)
+
+
 def test_one_update_per_chunk_by_default() -> None:
     assert trained(steps=60, learning_starts=20)._n_updates == 60 - 20
     assert trained(steps=60, learning_starts=20, train_freq=5, gradient_steps=3)._n_updates == 3 * 4

@@ -83,6 +83,7 @@ class Franka:
         :raises ImportError: Without franky
         """
         self._franky = franky = load_package("franky", INSTALL)
+        self.disconnect()
         config = franky.RealtimeConfig.Enforce if self._realtime else franky.RealtimeConfig.Ignore
         try:
             with self._errors("connecting to"):

@@ -22,6 +22,7 @@ from zprl_sb3.robot_envs.real.robots import Arm, RobotError, Values
 
 INSTALL = "lerobot"
 POSITION = ".pos"
+LIMP = "disable_torque_on_disconnect"  # a setting of most arms
 # What one unit of a motor's position is here: radians for degrees, a share of the calibrated range for -100 to 100.
 UNITS = {"degrees": math.pi / 180.0, "normalized": 0.01}
 GRIPPER_OPEN = 100.0
@@ -62,10 +63,15 @@ class _Joints:
         return {self._name: Arm("joints", len(self._motors), self._gripper is not None)}
 
     def connect(self) -> None:
-        """Connect without calibrating.
+        """Connect without calibrating; do nothing to one that is connected and answers.
 
         :raises RobotError: If that fails, it has other motors, or is not calibrated
         """
+        if self._device is not None:
+            with suppress(RobotError):
+                self.get_observation()
+                return
+            self._let_go(limp=False)
         with _errors("connecting to"):
             self._device = _made(self._kind, self._settings) if isinstance(self._kind, str) else self._kind
             self._check_motors()
@@ -76,10 +82,23 @@ class _Joints:
 
     def disconnect(self) -> None:
         """Let go of it. Many arms go limp then: their setting ``disable_torque_on_disconnect``."""
+        self._let_go(limp=True)
+
+    def get_observation(self) -> Values:
+        """Return where it is."""
+        raise NotImplementedError
+
+    def _let_go(self, limp: bool) -> None:
         device, self._device = self._device, None
+        config = getattr(device, "config", None)
+        limps = getattr(config, LIMP, False)
         with suppress(Exception):  # it may have gone
             if device is not None and device.is_connected:
+                if limps and not limp:
+                    setattr(config, LIMP, False)
                 device.disconnect()
+        if limps:
+            setattr(config, LIMP, limps)
 
     @property
     def _connected(self) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from zprl_sb3.robot_envs.real.drivers import find_driver
 from zprl_sb3.robot_envs.real.robots import Arm, Robot, RobotError, Values
 
 
@@ -17,7 +17,7 @@ class Several:
     """
 
     def __init__(self, robots: Mapping[str, Robot]) -> None:
-        self._robots = dict(robots)
+        self._robots, self._connected = dict(robots), False
         names = [name for each in self._robots.values() for name in each.arms]
         if not names or len(names) != len(set(names)):
             raise ValueError(f"Each robot needs an arm of another name; these have {', '.join(names) or 'none'}")
@@ -29,14 +29,16 @@ class Several:
     def connect(self) -> None:
         """Connect to all.
 
-        :raises RobotError: If one cannot be; the others are let go of again
+        :raises RobotError: If one cannot be; the others are let go of again, but not where all were connected before
         """
         try:
             for each in self._robots.values():
                 each.connect()
         except BaseException:
-            self.disconnect()
+            if not self._connected:
+                self.disconnect()
             raise
+        self._connected = True
 
     def get_observation(self) -> Values:
         return {name: value for each in self._robots.values() for name, value in each.get_observation().items()}
@@ -66,6 +68,7 @@ class Several:
             each.home()
 
     def disconnect(self) -> None:
+        self._connected = False
         for each in self._robots.values():
             each.disconnect()
 
@@ -73,7 +76,7 @@ class Several:
 def robot(**arms: Mapping[str, Any]) -> Several:
     """Return robots as one; each argument is an arm's name with ``driver`` and that driver's arguments.
 
-    :raises ValueError: If one names no driver
+    :raises ValueError: If one names no driver, or none that there is
     """
     return Several({name: _one(name, arguments) for name, arguments in arms.items()})
 
@@ -82,7 +85,11 @@ def _one(name: str, arguments: Any) -> Robot:
     if not isinstance(arguments, Mapping) or not isinstance(arguments.get("driver"), str):
         raise ValueError(f"{name} must be a table with driver and its arguments, not {arguments!r}")
     more = {key: value for key, value in arguments.items() if key != "driver"}
-    driver = arguments["driver"]  # one of ours, or with a dot a module of the user's
-    module = importlib.import_module(driver if "." in driver else f"{__package__}.{driver}")
+    try:
+        module = find_driver(arguments["driver"])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not hasattr(module, "robot"):
+        raise ValueError(f"{name}: {arguments['driver']!r} is a driver, but not of a robot")
     made: Robot = module.robot(name=name, **more)
     return made

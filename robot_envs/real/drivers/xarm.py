@@ -91,6 +91,7 @@ class XArm:
         :raises ImportError: Without the SDK
         """
         wrapper = load_package("xarm.wrapper", INSTALL)
+        self.disconnect()
         try:
             self._api = wrapper.XArmAPI(self._ip, is_radian=True, do_not_open=True)
             self._api.connect()
@@ -156,12 +157,17 @@ class XArm:
         if self._home is None:
             raise RobotError(NO_HOME)
         self._holds = False
-        self._enter(POSITION_MODE)
-        angles = [float(each) for each in self._home]
-        code = self._connected.set_servo_angle(
-            angle=angles, speed=self._home_speed, is_radian=True, wait=True, timeout=HOME_TIMEOUT
-        )
-        self._check("going home", code)
+        try:
+            self._enter(POSITION_MODE)
+            angles = [float(each) for each in self._home]
+            code = self._connected.set_servo_angle(
+                angle=angles, speed=self._home_speed, is_radian=True, wait=True, timeout=HOME_TIMEOUT
+            )
+            self._check("going home", code)
+        except BaseException:
+            with suppress(RobotError):  # what went wrong before is to be seen
+                self._enter(SERVO_MODE)
+            raise
         self._enter(SERVO_MODE)
         if self._gripper is not None:
             self._wanted, self._gripper_asked = None, -np.inf

@@ -27,6 +27,16 @@ def test_a_start_counts_once() -> None:
     assert not said.ready()
 
 
+def test_a_start_before_the_scene_is_asked_for_is_refused_and_said_to_be() -> None:
+    said = at("preparing")
+    answer = said.say(Word.START, said.turn)
+    assert not answer.taken
+    assert answer.text == "start was not taken: it is not asked for now (preparing)"
+    at("reset", before=said)
+    assert not said.ready()
+    assert said.say(Word.STOP, said.turn).taken
+
+
 @pytest.mark.parametrize("word", [Word.SUCCESS, Word.FAILURE, Word.ABORT])
 def test_an_outcome_is_a_signal_once(word: Word) -> None:
     said = at("running", before=at("reset"))

@@ -192,11 +192,64 @@ def test_a_drivers_error_stops_and_is_told_with_its_reason(guard: Guard, robot: 
     with pytest.raises(RobotError, match="The robot does not answer"):
         guard.get_observation()
     robot.broken = False
-    until(lambda: guard._failure is None)
+    until(lambda: guard._orders._failure is None)
     assert x_of(guard) > 0.29
-    assert guard.stopped  # still
+    assert guard.stopped  # still, though it answers again
     guard.clear()
     feed(guard, 0.4, 0.1)
+
+
+class Latching(TimedRobot):
+    """Keeps its error until it is connected anew, as controllers do; which it refuses where told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuses = False
+        self.slow = 0.0
+
+    def connect(self) -> None:
+        time.sleep(self.slow)
+        if self.refuses:
+            raise RobotError("The button is still pressed")
+        self.broken = False
+        super().connect()
+
+
+def test_a_driver_that_failed_is_connected_anew_when_a_person_clears_it() -> None:
+    robot = Latching()
+    guard = guarded(robot)
+    guard.connect()
+    feed(guard, 0.32, 0.1)
+    robot.broken = robot.refuses = True
+    until(lambda: guard.stopped is not None)
+    with pytest.raises(Stopped, match="The robot's driver failed: The button is still pressed"):
+        guard.clear()
+    assert guard.stopped == "The robot's driver failed: The button is still pressed"
+    robot.refuses = False
+    guard.clear()
+    assert guard.stopped is None
+    assert robot.connected
+    assert len(robot.threads) == 1  # by the thread that owns it
+    feed(guard, 0.34, 0.3)
+    assert x_of(guard) > 0.32
+    guard.disconnect()
+
+
+def test_a_stop_while_a_driver_is_connected_anew_is_not_lost() -> None:
+    robot = Latching()
+    guard = guarded(robot)
+    guard.connect()
+    robot.broken, robot.slow = True, 0.3
+    until(lambda: guard.stopped is not None)
+    threading.Timer(0.1, guard.stop, ["the button"]).start()
+    with pytest.raises(Stopped, match=r"^the button$"):
+        guard.clear()
+    time.sleep(0.4)
+    assert guard.stopped == "the button"
+    robot.slow = 0.0
+    guard.clear()
+    feed(guard, 0.32, 0.1)
+    guard.disconnect()
 
 
 def test_connecting_fails_with_the_drivers_error_and_leaves_no_thread(robot: TimedRobot) -> None:
@@ -215,9 +268,13 @@ def test_connecting_fails_with_the_drivers_error_and_leaves_no_thread(robot: Tim
 
 def test_a_driver_that_hangs_is_told_and_the_robot_does_not_jump_afterwards(guard: Guard, robot: TimedRobot) -> None:
     feed(guard, 0.55, 0.3)
-    robot.hang = 1.5
-    time.sleep(1.2)
-    with pytest.raises(RobotError, match=r"told nothing for 1\.\d s: its driver hangs"):
+    _, age = guard.observe()
+    assert 0 <= age < 0.3
+    robot.hang = 1.2
+    time.sleep(0.4)
+    assert guard.observe()[1] > 0.2
+    time.sleep(0.4)
+    with pytest.raises(RobotError, match=r"told nothing for 0\.\d s: its driver hangs"):
         guard.get_observation()
     sent = len(robot.commands)
     until(lambda: guard.limited.get("stall", 0) >= 1)
@@ -362,8 +419,8 @@ def test_disconnecting_brakes_and_holds(robot: TimedRobot) -> None:
 def test_the_loop_keeps_its_rate(guard: Guard) -> None:
     time.sleep(0.7)
     assert guard.timing.periods > 15
-    guard._window -= 10.0  # a new window begins
-    until(lambda: guard._timing is not None)
+    guard._loop._window -= 10.0  # a new window begins
+    until(lambda: guard._loop._timing is not None)
     time.sleep(0.1)
     assert guard.timing.periods > 15
     assert guard.timing.jitter_p50 < 0.005

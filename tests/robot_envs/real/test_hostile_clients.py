@@ -335,7 +335,7 @@ def test_a_client_that_asks_and_does_not_read_keeps_nobody_out(server: RobotServ
 def test_sessions_do_not_grow_without_end(server: RobotServer, traitor: Raw) -> None:
     for _ in range(100):
         traitor.hello(os.urandom(16))
-    assert len(server._sessions._sessions) <= 64
+    assert len(server._requests.sessions._sessions) <= 64
 
 
 def test_nobody_needs_the_stopping_of_others(server: RobotServer, traitor: Raw, keys: Path) -> None:

@@ -428,7 +428,8 @@ def test_keys_and_time_outs(phone: Browser, session: Session) -> None:
     phone.press("S", "KeyS", "S")
     session.hears("verdict True")
     phone.wait_for(f"!document.querySelector('#main').disabled && {SETTLED}")
-    phone.press("f", "KeyF", "f")  # asks for nothing now
+    phone.press("f", "KeyF", "f")
+    phone.wait_for("document.querySelector('#note').innerText === 'Not taken: failure is not asked for now'")
     phone.evaluate("document.querySelector('#main').focus()")
     phone.press(" ", "Space", " ")  # stops, whatever has the focus, and does not press that
     session.hears("stop")
@@ -490,7 +491,7 @@ def test_it_can_be_read_and_touched(phone: Browser, session: Session, dark: bool
     phone.appear(360, 640, dark)
     ground = phone.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(16, 18, 22)" if dark else "rgb(244, 245, 247)")
-    for phase in ("reset", "running", "paused", "judging", "stopped"):
+    for phase in ("preparing", "reset", "running", "paused", "judging", "stopped"):
         session.turn(phase, message="What is waited for")
         phone.wait_for(f"document.querySelector('#phase').dataset.phase === '{phase}'")
         # Of WCAG 2.2, AA: contrast of text; targets larger than it asks for; all buttons on a small screen at once.

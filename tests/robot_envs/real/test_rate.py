@@ -57,11 +57,14 @@ def test_a_little_lateness_is_made_up_for_in_phase() -> None:
     assert rate.timing().jitter_max == pytest.approx(0.03)
 
 
-def test_after_a_pause_no_period_is_shorter_and_the_phase_is_new() -> None:
+@pytest.mark.parametrize(("pause", "after"), [(2.0, 2.3), (2.04, 2.3), (2.06, 2.4), (0.06, 0.4), (0.04, 0.3)])
+def test_a_pause_shifts_no_phase_and_nothing_is_caught_up_with(pause: float, after: float) -> None:
     clock = Clock()
     rate = Rate(10, clock, clock.sleep)
-    assert ends(rate, clock, [0.0] * 5, {2: 2.05}) == pytest.approx([0.1, 0.2, 2.35, 2.45, 2.55])
-    assert rate.timing().pauses == 1
+    found = ends(rate, clock, [0.0] * 5, {2: pause})
+    assert found == pytest.approx([0.1, 0.2, after, after + 0.1, after + 0.2])
+    assert after - (0.2 + pause) >= 0.05  # half a period of work at least
+    assert rate.timing().pauses == (pause > 0.05)
     assert rate.timing().missed == 0
     assert rate.timing().jitter_max == pytest.approx(0.0, abs=1e-9)  # a pause is no jitter
 
@@ -70,14 +73,15 @@ def test_slow_inference_between_periods_leaves_whole_ones() -> None:
     clock = Clock()
     rate = Rate(10, clock, clock.sleep)
     result = ends(rate, clock, [0.0] * 6, dict.fromkeys(range(1, 6), 0.08))
-    assert [b - a for a, b in zip(result, result[1:], strict=False)] == pytest.approx([0.18] * 5)
+    assert [b - a for a, b in zip(result, result[1:], strict=False)] == pytest.approx([0.2] * 5)
 
 
 def test_work_that_takes_periods_is_missed_and_not_caught_up() -> None:
     clock = Clock()
     rate = Rate(10, clock, clock.sleep)
-    assert ends(rate, clock, [0.0, 0.35, 0.0, 0.0]) == pytest.approx([0.1, 0.45, 0.55, 0.65])
+    assert ends(rate, clock, [0.0, 0.34, 0.0, 0.0]) == pytest.approx([0.1, 0.44, 0.5, 0.6])
     assert rate.timing().missed == 1
+    assert rate.timing().jitter_max == pytest.approx(0.24)
 
 
 def test_start_measures_anew() -> None:

@@ -104,6 +104,32 @@ def test_a_frozen_camera_shows_by_the_age_of_its_frames(keys: Path) -> None:
         assert x_of(station.robot) == pytest.approx(0.3)  # the robot answers all the same
 
 
+def test_how_old_the_values_are_comes_over_the_network(
+    remote: Station, server: RobotServer, robot: KinematicRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = remote_robot(remote).connection
+    assert 0 < connection.observe().age < 0.2
+    told = robot.get_observation
+    monkeypatch.setattr(robot, "get_observation", lambda: (time.sleep(1.0), told())[1])
+    time.sleep(0.3)
+    assert connection.observe().age > 0.15
+    time.sleep(0.5)
+    with pytest.raises(RobotError, match=r"told nothing for 0\.\d s: its driver hangs"):
+        remote.robot.get_observation()
+
+
+def test_a_network_that_is_slow_is_no_present(server: RobotServer, keys: Path) -> None:
+    network = Network(int(server.address.rsplit(":", 1)[1]))
+    with client(network.address, keys, timeout=5.0) as station:
+        station.robot.get_observation()
+        network.cut()
+        threading.Timer(1.2, network.mend).start()
+        with pytest.raises(RobotError, match=r"tells of the robot is 0\.\d s old: its driver, that computer or the n"):
+            station.robot.get_observation()
+        station.robot.get_observation()
+    network.close()
+
+
 def test_errors_come_over_with_their_kind_and_text(remote: Station, server: RobotServer, robot: KinematicRobot) -> None:
     with pytest.raises(RobotError, match="arm/position is not finite"):
         remote.robot.send_action(command(np.nan))
@@ -122,6 +148,35 @@ def test_errors_come_over_with_their_kind_and_text(remote: Station, server: Robo
         remote.robot.send_action(command(0.4))
     with pytest.raises(RobotError, match="The robot's driver failed: The robot does not answer"):
         remote.robot.get_observation()
+
+
+def test_an_approach_is_at_half_the_speed(remote: Station) -> None:
+    begun = time.monotonic()
+    for _ in range(15):
+        remote_robot(remote).approach(command(0.6))
+        time.sleep(1 / 30)
+    way, took = x_of(remote.robot) - 0.3, time.monotonic() - begun
+    assert 0 < way <= 0.1 * took + 0.005
+
+
+def test_a_driver_that_failed_is_connected_anew_by_a_clients_clear(
+    remote: Station, server: RobotServer, robot: KinematicRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    robot.broken = True
+    until(lambda: server.status().stopped is not None)
+    with pytest.raises(Stopped, match="The robot's driver failed: The robot does not answer"):
+        remote_robot(remote).clear()
+    connect, connected = robot.connect, []
+
+    def mend() -> None:
+        time.sleep(0.7)  # longer than a client waits for an answer
+        robot.broken = False
+        connected.append(connect())
+
+    monkeypatch.setattr(robot, "connect", mend)
+    remote_robot(remote).clear()
+    assert connected == [None]
+    feed(remote.robot, 0.32, 0.1)
 
 
 def test_a_stop_at_the_server_is_cleared_only_there(remote: Station, server: RobotServer) -> None:
@@ -181,17 +236,41 @@ def test_one_client_commands_and_others_watch(remote: Station, server: RobotServ
         client(server.address, keys, "viewer"),
     ):
         pass
-    with client(server.address, keys, "viewer", watch=True) as viewer:
-        assert x_of(viewer.robot) == pytest.approx(0.3)
-        for forbidden in (viewer.robot.hold, viewer.robot.home, remote_robot(viewer).clear):
-            with pytest.raises(RobotError, match="Another client commands"):
-                forbidden()
+    viewer = client(server.address, keys, "viewer")  # not connected, which would take command
+    assert x_of(viewer.robot) == pytest.approx(0.3)
+    for forbidden in (viewer.robot.hold, viewer.robot.home, remote_robot(viewer).clear):
         with pytest.raises(RobotError, match="Another client commands"):
-            viewer.robot.send_action(command(0.5))
-        assert set(server.status().clients) == {"robot", "viewer"}
-        remote_robot(viewer).stop("whoever sees something may stop it")
+            forbidden()
+    with pytest.raises(RobotError, match="Another client commands"):
+        viewer.robot.send_action(command(0.5))
+    assert sorted(server.status().clients) == ["robot", "viewer"]
+    remote_robot(viewer).stop("whoever sees something may stop it")
     with pytest.raises(Stopped, match="whoever sees something"):
         remote.robot.send_action(command(0.5))
+    viewer.disconnect()
+
+
+def test_a_stop_waits_for_no_other_answer(server: RobotServer, keys: Path) -> None:
+    """The network keeps the answer to an observation back, as it may keep a large picture."""
+    network = Network(int(server.address.rsplit(":", 1)[1]))
+    slow = client(network.address, keys, "viewer", timeout=5.0)
+    robot = remote_robot(slow)
+    robot._urgent.address = server.address  # another way through the network
+    robot._urgent.open()
+    robot.get_observation()
+    network.cut()
+    asking = threading.Thread(target=robot.connection.observe)
+    asking.start()
+    time.sleep(0.1)
+    begun = time.monotonic()
+    robot.stop("a person at the page")
+    assert time.monotonic() - begun < 1.0
+    assert server.status().stopped == "a person at the page"
+    assert asking.is_alive()
+    network.mend()
+    asking.join()
+    slow.disconnect()
+    network.close()
 
 
 def test_a_client_that_is_killed_leaves_a_robot_that_holds(
@@ -352,12 +431,12 @@ def test_after_a_long_pause_the_same_session_goes_on(remote: Station, robot: Kin
 def test_an_old_order_begins_no_motion_at_a_server_that_was_started_anew(
     remote: Station, server: RobotServer, robot: KinematicRobot
 ) -> None:
-    server._sessions = Sessions(1.0)  # as after a start
+    server._requests.sessions = Sessions(1.0)  # as after a start
     with pytest.raises(RobotError, match="does not know this session"):
         remote.robot.send_action(command(0.5))
     assert not robot.commands
     assert x_of(remote.robot) == pytest.approx(0.3)
-    server._sessions = Sessions(1.0)
+    server._requests.sessions = Sessions(1.0)
     assert x_of(remote.robot) == pytest.approx(0.3)  # to look is no motion
     feed(remote.robot, 0.32, 0.1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lab.kinematic import Leader
 from people import ScriptedPerson
 
 from zprl_sb3.pretrain.configuration import by_task, compose
+from zprl_sb3.robot_envs.real.drivers.lerobot import LeRobotLeader
 from zprl_sb3.robot_envs.real.guard import Guard
 from zprl_sb3.robot_envs.real.tasks import (
     TaskError,
@@ -159,7 +161,11 @@ def test_robot_leader_and_person_are_made_of_the_file(write_task: Callable[..., 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"drivers": {"robot": {"driver": "yumi"}}}, "drivers.robot: there is no 'yumi'"),
+        ({"drivers": {"robot": {"driver": "yumi"}}}, "drivers.robot: there is no 'yumi' .* xarm, franka, lerobot, sev"),
+        (
+            {"drivers": {"robot": {"driver": "several", "left": {"driver": "frnka"}}}},
+            "left: there is no 'frnka'",
+        ),
         ({"drivers": {"robot": {"driver": "lab.yumi"}}}, "drivers.robot: there is no 'lab.yumi'"),
         ({"drivers": {"robot": {"driver": "lab.kinematic", "colour": "red"}}}, "drivers.robot: .*colour"),
         ({"drivers": {"robot": {"driver": "lab.scripted"}}}, "'lab.scripted' is a driver, but not of a robot"),
@@ -171,6 +177,21 @@ def test_robot_leader_and_person_are_made_of_the_file(write_task: Callable[..., 
 def test_what_cannot_be_made_is_named(write_task: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         make_station(load_task(write_task(**changes)))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_tasks_show_who_may_demonstrate_them(name: str, repository: Path, tmp_path: Path) -> None:
+    text = (repository / "hyperparams" / "real" / f"{name}.yml").read_text()
+    examples = re.findall(r"(?:^# teleoperator: .*\n)(?:#   .*\n)*", text, re.MULTILINE)
+    assert examples
+    for example in examples:
+        (tmp_path / "mine.yml").write_text(text.replace(example, example.replace("# ", "", 1).replace("#   ", "  ")))
+        task = load_task(tmp_path / "mine.yml")
+        assert task.teleoperator["driver"] in ("my_lab.space_mouse", "my_lab.two_leaders", "lerobot")
+        if task.teleoperator["driver"] == "lerobot":
+            assert isinstance(make_teleoperator(task), LeRobotLeader)
+    names = [key for arm, each in task.arms.items() for key in each.command_shapes(arm)]
+    assert ", ".join(names) in text  # what it has to tell
 
 
 def test_packaged_files_are_plain(repository: Path) -> None:

@@ -8,7 +8,11 @@ from zprl_sb3.robot_envs.real.robots import Signal
 
 
 def supervisor(
-    success: int | None = None, every: int = 1, quit_after: int | None = None, abort: int | None = None
+    success: int | None = None,
+    every: int = 1,
+    quit_after: int | None = None,
+    abort: int | None = None,
+    leaves_after: int | None = None,
 ) -> ScriptedPerson:
     """Make one.
 
@@ -16,6 +20,7 @@ def supervisor(
     :param every: Only in every so many episodes
     :param quit_after: Episodes after which there is enough
     :param abort: Env step in which the second episode is aborted
+    :param leaves_after: Scenes after which no further one is ever set
     """
     script: list[dict[int, Signal]] = []
     for episode in range(1000):
@@ -25,4 +30,6 @@ def supervisor(
         if quit_after and episode + 1 == quit_after:
             said = said | {1: Signal.QUIT}
         script.append(said)
-    return ScriptedPerson(script)
+    person = ScriptedPerson(script)
+    person.scenes = leaves_after
+    return person

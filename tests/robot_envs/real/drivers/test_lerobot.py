@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ class Follower:
     def __init__(self) -> None:
         self.now = {"shoulder_pan.pos": 10.0, "shoulder_lift.pos": 0.0, "elbow_flex.pos": 0.0, "gripper.pos": 50.0}
         self.is_connected, self.is_calibrated = False, True
+        self.mute = False  # until it is connected anew
+        self.config = SimpleNamespace()
         self.fastest = 1000.0  # degrees per command
         self.sent: list[dict[str, float]] = []
 
@@ -38,10 +41,10 @@ class Follower:
         if self.is_connected:
             raise ConnectionError("already connected")
         assert not calibrate, "calibration asks questions"
-        self.is_connected = True
+        self.is_connected, self.mute = True, False
 
     def get_observation(self) -> dict[str, Any]:
-        if not self.is_connected:
+        if not self.is_connected or self.mute:
             raise ConnectionError("not connected")
         return {**self.now, "front": np.zeros((480, 640, 3), dtype=np.uint8)}
 
@@ -142,6 +145,23 @@ def test_errors_are_named() -> None:
     robot.disconnect()
     with pytest.raises(RobotError, match="no connection"):
         robot.get_observation()
+
+
+def test_connected_once_more_it_does_not_go_limp() -> None:
+    robot, follower = connected()
+    follower.config = SimpleNamespace(disable_torque_on_disconnect=True)
+    limp: list[bool] = []
+    let_go = follower.disconnect
+    follower.disconnect = lambda: (limp.append(follower.config.disable_torque_on_disconnect), let_go())  # type: ignore
+    robot.connect()  # it answers: a glitch
+    assert limp == []
+    follower.mute = True
+    robot.connect()
+    assert limp == [False]
+    assert follower.is_connected
+    assert follower.config.disable_torque_on_disconnect
+    robot.disconnect()
+    assert limp == [False, True]
 
 
 def test_without_lerobot_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,15 @@ def test_if_one_cannot_be_connected_the_other_is_let_go() -> None:
     assert not left.connected
 
 
+def test_connected_once_more_none_is_let_go_of() -> None:
+    left, right, both = two()
+    both.connect()
+    with patch.object(right, "connect", side_effect=RobotError("no answer")), pytest.raises(RobotError, match="answer"):
+        both.connect()
+    assert left.connected
+    both.connect()
+
+
 @pytest.mark.parametrize("error", [RobotError("no answer"), TypeError("no answer")])  # as an SDK may raise
 def test_all_hold_whatever_becomes_of_one(error: Exception) -> None:
     left, right, both = two()
@@ -72,5 +81,11 @@ def test_as_a_task_file_has_it() -> None:
     assert both.arms == {"left": Arm("pose", 7), "right": Arm("pose", 7)}
     mixed = several.robot(left={"driver": "xarm", "ip": "192.0.2.7"}, right={"driver": "lab.one_armed", "joints": 5})
     assert mixed.arms == {"left": Arm("pose", 7), "right": Arm("pose", 5)}  # a module of the user's
+    with pytest.raises(ValueError, match=r"left: there is no 'frnaka' .*; there are xarm, franka, lerobot, several"):
+        several.robot(left={"driver": "frnaka", "ip": "192.0.2.7"})
+    with pytest.raises(ValueError, match=r"left: there is no 'lab.two_armed'"):
+        several.robot(left={"driver": "lab.two_armed"})
+    with pytest.raises(ValueError, match="left: 'opencv' is a driver, but not of a robot"):
+        several.robot(left={"driver": "opencv", "index": 0})
     with pytest.raises(ValueError, match="left must be a table with driver"):
         several.robot(left={"ip": "192.0.2.7"})

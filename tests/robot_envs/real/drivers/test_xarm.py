@@ -47,6 +47,16 @@ def test_connecting_changes_to_servo_mode_and_moves_nothing() -> None:
     assert not api.connected
 
 
+def test_connected_once_more_it_ends_an_error_and_keeps_one_connection() -> None:
+    robot, api = connected()
+    robot.connect()
+    assert not api.connected
+    assert api.state == 4  # which holds
+    again = sdks.XArmAPI.made[-1]
+    assert again is not api
+    assert (again.connected, again.mode, again.state) == (True, 1, 0)
+
+
 def test_metres_and_radians() -> None:
     robot, api = connected()
     told = robot.get_observation()
@@ -96,6 +106,16 @@ def test_home_is_planned_by_the_controller_and_servo_mode_follows() -> None:
     np.testing.assert_allclose(api.joints, HOME)
     assert api.calls[-4:] == ["mode 0", "home at 0.2", "mode 1", "gripper 850"]
     assert (api.mode, api.state) == (1, 0)
+
+
+@pytest.mark.parametrize("code", [sdks.APIState.HAS_ERROR, sdks.APIState.STATE_NOT_READY])
+def test_it_takes_commands_again_though_it_did_not_get_home(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    robot, api = connected()
+    monkeypatch.setattr(api, "set_servo_angle", lambda **_: code)
+    with pytest.raises(RobotError, match="refused going home"):
+        robot.home()
+    assert (api.mode, api.state) == (1, 0)
+    robot.send_action(robot.get_observation())
 
 
 def test_without_a_home() -> None:
