@@ -242,11 +242,11 @@ def test_a_policy_that_is_off_course_is_put_right(cls: type[FineTuning]) -> None
     settings |= {"clip_range": 0.05, "bootstrap_timeouts": False}
     if cls is DPPO:  # of two steps the first decides most, and its own clip range would hardly let it
         settings["first_clip_range"] = 0.05
-    model = tuning(cls, env=tuned_points(policy, n_envs=16), learning_rate=1e-3, **settings)
+    model = tuning(cls, env=tuned_points(policy, n_envs=16), learning_rate=1e-3, seed=1, **settings)
     before = evaluate(Exploring(model), judge, 3, 80).success_rate
-    model.learn(1920 if cls is ReinFlow else 3072)
+    model.learn(3072)
     after = evaluate(Exploring(model), judge, 3, 80).success_rate
-    assert after > before + 0.1, (before, after)
+    assert after > before + 0.15, (before, after)
 
 
 # --- Runs
