@@ -326,9 +326,9 @@ def _diagnostics(policy_path: str | Path, settings: dict[str, Any]) -> SteeringD
     """Return what logs how steering does while it learns, with the demonstrations that can be found."""
     if settings["steering"] != LatentSteering.kind:
         return SteeringDiagnostics()
-    given = {settings["demonstrations"], settings["scale_by"]} - {None, AUTO}
+    named = [settings[name] for name in ("demonstrations", "scale_by") if settings[name] not in (None, AUTO)]
     try:
-        file, mask = (given.pop(), None) if given else find_demonstrations(policy_path)
+        file, mask = (named[0], None) if named else find_demonstrations(policy_path)
     except ValueError as error:
         print(f"Without demonstrations the logs have no Mahalanobis distance ({error})")
         return SteeringDiagnostics()
