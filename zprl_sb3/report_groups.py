@@ -11,6 +11,7 @@ from typing import Any
 from zprl_sb3.report import BASE_POLICY, Run
 from zprl_sb3.settings import METHODS
 
+STEPS = "sampling_steps"  # of the sampler: a run's setting, and part of its base policy's fingerprint
 SYMBOLS = {"bottleneck.latent_dim": "d", "training.beta": "β"}  # the paper's, of what base policies may differ in
 
 
@@ -81,22 +82,26 @@ def _named(members: Sequence[Run], peers: Sequence[Run]) -> Group:
     scale = [f"λ = {run.facts['scale']:g}"] if steers else []
     others = [key for key in differing if key != "scale" and str(run.facts.get(key)) != _usual(key, peers)]
     more = [f"{_short_key(key, differing)} = {_short_value(run.facts.get(key), key, peers)}" for key in others]
-    if BASE_POLICY in others:
-        more[others.index(BASE_POLICY)] = _base_words(run, peers) or more[others.index(BASE_POLICY)]
+    if BASE_POLICY in others and (words := _base_words(run, peers)) is not None:
+        place = others.index(BASE_POLICY)
+        more[place : place + 1] = words
     method = [run.method, *(scale if "scale" in differing else ()), *more]
     return Group(run.env_id, ", ".join(method), ", ".join([run.method, *scale, *more]), [])
 
 
-def _base_words(run: Run, peers: Sequence[Run]) -> str | None:
-    """Return what the base policy differs in from its environment's others, None where that is not known of all."""
+def _base_words(run: Run, peers: Sequence[Run]) -> list[str] | None:
+    """Return what the base policy differs in from its environment's others, None where that is not known of all.
+
+    It may be nothing but the sampler's steps, which are a setting of the run and named as such.
+    """
     here = [peer for peer in peers if peer.env_id == run.env_id]
     # What some do not tell at all, as a bottleneck that was attached to another checkpoint, is no difference to name.
     common = set.intersection(*(set(peer.base_facts) for peer in here))
     keys = _differing([(peer.env_id, {k: v for k, v in peer.base_facts.items() if k in common}) for peer in here])
-    told = {tuple(str(peer.base_facts.get(key)) for key in keys) for peer in here}
-    if len(told) < len({peer.facts.get(BASE_POLICY) for peer in here}):
+    told = {(peer.facts.get(STEPS), *(str(peer.base_facts.get(key)) for key in keys)) for peer in here}
+    if len(told) < len({(peer.facts.get(STEPS), peer.facts.get(BASE_POLICY)) for peer in here}):
         return None
-    return ", ".join(f"{SYMBOLS.get(key, _short_key(key, keys))} = {run.base_facts.get(key)}" for key in keys)
+    return [f"{SYMBOLS.get(key, _short_key(key, keys))} = {run.base_facts.get(key)}" for key in keys]
 
 
 def _differing(tables: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

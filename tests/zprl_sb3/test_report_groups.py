@@ -56,6 +56,15 @@ def test_base_policies_are_told_apart_by_how_they_were_made() -> None:
     ]
 
 
+def test_a_base_policy_that_differs_in_the_samplers_steps_only_is_not_told_apart() -> None:
+    def on(policy: str, **facts: object) -> Run:
+        return run([0.5], **{"base policy": policy, **facts})  # type: ignore[arg-type]
+
+    runs = [on("abc"), on("abc", scale=0.2), on("def", sampling_steps=8)]
+    assert list(labels(runs)) == ["ZPRL, λ = 0.5", "ZPRL, λ = 0.2", "ZPRL, λ = 0.5, sampling_steps = 8"]
+    assert "ZPRL, λ = 0.5, base policy = ghi" in labels([*runs, on("ghi")])
+
+
 def test_of_two_groups_both_are_told() -> None:
     first, setting = run([0.5]), run([0.8], **{"algorithm.tau": 0.1})
     assert list(labels([first, setting])) == ["ZPRL, λ = 0.5, tau = None", "ZPRL, λ = 0.5, tau = 0.1"]
