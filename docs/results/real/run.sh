@@ -3,7 +3,7 @@
 # success before and after on scenes that neither has seen. To be run from the repository's root, on a quiet machine: an
 # episode takes 6 to 15 seconds. A second run goes on where the first one ended:
 #
-#   sh docs/results/real/run.sh orange 60 3300 50     # task, demonstrations, chunks (about 100 episodes), evaluated episodes
+#   sh docs/results/real/run.sh orange 20 8000 50     # task, demonstrations, chunks (about 250 episodes), evaluated episodes
 #   sh docs/results/real/run.sh tray 40 400 20        # the two arms; about 20 episodes
 set -eu
 name=$1 demos=$2 chunks=$3 evaluated=$4
