@@ -30,7 +30,11 @@ def test_a_task_file_names_a_robot_that_fits_it(connected, name):
     seen = robot.get_observation()
     assert {key: seen[key].size for key in task.sensors} == task.sensors
     assert task.home is not None
-    for key, value in task.home.items():
+    home = {key: np.array(value) for key, value in task.home.items()}
+    for _ in range(60):
+        robot.send_action(home)
+    seen = robot.get_observation()
+    for key, value in home.items():
         if not key.endswith("/rotation"):  # a half turn about x is one about -x
             np.testing.assert_allclose(seen[key], value, atol=0.002)
 
