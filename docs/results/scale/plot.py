@@ -30,7 +30,8 @@ def main() -> None:
         axis.axhline(base, color="gray", linestyle="--", linewidth=1, label="base policy")
         scales = sorted(values)
         axis.plot(scales, [fmean(values[scale]) for scale in scales], "o-", markersize=4)
-        axis.scatter([scale for scale in scales for _ in values[scale]], sum((values[s] for s in scales), []), s=8)
+        points = [(scale, success) for scale in scales for success in values[scale]]
+        axis.scatter(*zip(*points, strict=True), s=8)
         axis.set_title(task)
     axes[-1].plot(list(PAPER), list(PAPER.values()), "o-", color="tab:orange", markersize=4)
     axes[-1].set_title("paper: square (1 to 3 M env steps)")
