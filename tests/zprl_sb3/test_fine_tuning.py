@@ -74,7 +74,7 @@ def test_advantages_end_at_a_time_out_and_go_on_with_the_last_observation_s_valu
     buffer = seen["buffer"]
 
     def value(obs: Any) -> float:
-        return float(model.policy.predict_values(model.policy.obs_to_tensor(obs)[0]))
+        return float(model.policy.predict_values(model.policy.obs_to_tensor(obs)[0]).detach())
 
     starts = [value({key: rows[step] for key, rows in buffer.observations.items()}) for step in range(16)]
     after = [*starts[1:], value(seen["last"])]
