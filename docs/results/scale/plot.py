@@ -33,10 +33,14 @@ def main() -> None:
         points = [(scale, success) for scale in scales for success in values[scale]]
         axis.scatter(*zip(*points, strict=True), s=8)
         axis.set_title(task)
+        axis.set_xscale("log")
+        axis.set_xticks(scales, [f"{scale:g}" for scale in scales], minor=False)
     axes[-1].plot(list(PAPER), list(PAPER.values()), "o-", color="tab:orange", markersize=4)
-    axes[-1].set_title("paper: square (1 to 3 M env steps)")
+    axes[-1].set(title="paper: square", xscale="log")
+    axes[-1].set_xticks(list(PAPER), [f"{scale:g}" for scale in PAPER])
     for axis in axes:
-        axis.set(xscale="log", xlabel="λ", ylim=(0, 1.02))
+        axis.minorticks_off()
+        axis.set(xlabel="λ", ylim=(0, 1.02))
     axes[0].set_ylabel("success")
     axes[0].legend(fontsize=7, loc="lower left")
     figure.savefig(HERE / "scale.png", dpi=130)
