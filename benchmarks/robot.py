@@ -90,6 +90,7 @@ def write_task(folder: Path) -> Task:
     content["drivers"]["robot"]["channel"] = ports[1]
     content["supervisor"]["address"] = f"tcp://127.0.0.1:{ports[1]}"
     content["max_episode_steps"] = 10**9
+    del content["train"]["algorithm"]["utd"]  # that of zprl.yml for real robots
     (folder / "task.yml").write_text(yaml.safe_dump(content))
     return load_task(folder / "task.yml")
 
