@@ -15,7 +15,6 @@ import torch as th
 from zprl_sb3.diffusion import Denoiser, Diffusion
 from zprl_sb3.flow import LEVELS, Velocity, flow_loss, sample, time_grid
 
-FIRST = 90  # t at which a diffusion's sampler begins
 Network = Velocity
 """Prediction from noisy actions, time k and condition: (B, T, A), (B,), (B, C) -> (B, T, A)."""
 
@@ -46,10 +45,10 @@ class FlowMatching:
 
 @dataclass(frozen=True)
 class Denoising:
-    """Diffusion with ε-prediction, trained as DDPM and sampled as DDIM (Diffusion Policy's settings, 100 levels).
+    """Diffusion, trained as DDPM on 100 levels of Diffusion Policy's schedule and sampled as DDIM.
 
-    The sampled times begin at about t = 90, however few they are, where the noise has 98 % of the variance: at 99,
-    with nearly all of it, the actions that follow from ε are only its error. They are clipped to [-1, 1] in every step.
+    The network predicts the actions x_0, not the noise ε: of much noise ε says next to nothing about them, and what it
+    is wrong by is multiplied in the few steps of a policy that acts. They are clipped to [-1, 1] in every step.
 
     :param steps: K of DDIM, best a divisor of 100
     :raises ValueError: If there is no step, or more than 100
@@ -63,13 +62,19 @@ class Denoising:
     @cached_property
     def diffusion(self) -> Diffusion:
         """The noise schedule, and how it is sampled from."""
-        offset = max(0, LEVELS // max(1, self.steps) - (LEVELS - FIRST))
-        return Diffusion("ddim", self.steps, LEVELS, beta_schedule="squaredcos_cap_v2", steps_offset=offset)
+        return Diffusion(
+            "ddim",
+            self.steps,
+            LEVELS,
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type="sample",
+            timestep_spacing="trailing",
+        )
 
     def loss(
         self, network: Network, actions: th.Tensor, noise: th.Tensor, times: th.Tensor, condition: th.Tensor
     ) -> th.Tensor:
-        """Return ||ε(x_t, k, c) - w||² with t = 100 k - 1."""
+        """Return ||x_0(x_t, k, c) - a||² with t = 100 k - 1."""
         return self.diffusion.loss(_denoiser(network, condition), actions, noise, times)
 
     def sample(self, network: Network, noise: th.Tensor, condition: th.Tensor) -> th.Tensor:

@@ -103,10 +103,10 @@ def test_dppo_s_steps_are_ddim_s_with_a_floor_of_their_deviation(steps: int, tun
     for step, t in enumerate(diffusion.steps[-count:]):
         bar, after = bars[step], bars[step + 1]
         x = latents[:, step]
-        epsilon = double.flow.unet(x, th.full((BATCH,), (t + 1) / 100, dtype=th.float64), context)
-        clean = ((x - (1 - bar) ** 0.5 * epsilon) / bar**0.5).clamp(-1, 1)
+        clean = double.flow.unet(x, th.full((BATCH,), (t + 1) / 100, dtype=th.float64), context)
+        epsilon = (x - bar**0.5 * clean) / (1 - bar) ** 0.5
         sigma = ((1 - after) / (1 - bar) * (1 - bar / after)) ** 0.5
-        mean = after**0.5 * clean + max(0.0, 1 - after - sigma**2) ** 0.5 * epsilon
+        mean = after**0.5 * clean.clamp(-1, 1) + max(0.0, 1 - after - sigma**2) ** 0.5 * epsilon
         std = th.full_like(mean, max(sigma, 0.15))
         for row in range(BATCH):
             expected = total(latents[row, step + 1], mean[row], std[row], last=step == count - 1)

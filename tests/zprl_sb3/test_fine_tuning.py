@@ -240,13 +240,10 @@ def test_a_policy_that_is_off_course_is_put_right(cls: type[FineTuning]) -> None
     judge = make_vec_steering(POINT, WeightSteering(policy), 40, GAMMA, seeded_episodes=True)
     settings: dict[str, Any] = {"n_steps": 12, "batch_size": 96, "vf_learning_rate": 3e-3}
     settings |= {"clip_range": 0.05, "bootstrap_timeouts": False}
-    if cls is DPPO:  # of two steps the first decides most, and its own clip range would hardly let it
-        settings |= {"first_clip_range": 0.05, "learning_rate": 1e-3, "n_epochs": 5}
-    else:
-        settings |= {"learning_rate": 5e-4, "n_epochs": 10}
+    settings |= {"learning_rate": 1e-3, "n_epochs": 5} if cls is DPPO else {"learning_rate": 5e-4, "n_epochs": 10}
     model = tuning(cls, env=tuned_points(policy, n_envs=16), seed=1, **settings)
     before = evaluate(Exploring(model), judge, 3, 80).success_rate
-    model.learn(4608 if cls is DPPO else 1920)
+    model.learn(3840 if cls is DPPO else 1920)
     after = evaluate(Exploring(model), judge, 3, 80).success_rate
     assert after > before + 0.1, (before, after)
 

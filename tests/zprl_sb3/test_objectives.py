@@ -33,7 +33,7 @@ def test_a_flow_is_what_it_was() -> None:
     th.testing.assert_close(policy.objective.loss(policy.unet, actions, noise, times, condition), expected)
 
 
-def test_the_loss_of_diffusion_is_that_of_the_noise() -> None:
+def test_the_loss_of_diffusion_is_that_of_the_actions() -> None:
     actions, noise, seen = th.randn(2, 4, 2), th.randn(2, 4, 2), []
 
     def network(x: th.Tensor, times: th.Tensor, condition: th.Tensor) -> th.Tensor:
@@ -41,7 +41,7 @@ def test_the_loss_of_diffusion_is_that_of_the_noise() -> None:
         return th.zeros_like(x)
 
     loss = Denoising(5).loss(network, actions, noise, th.tensor([0.01, 1.0]), CONDITION)
-    th.testing.assert_close(loss, noise.square().mean())
+    th.testing.assert_close(loss, actions.square().mean())
     ((x, times),) = seen
     th.testing.assert_close(times, th.tensor([0.01, 1.0]))  # as for a flow
     for row, t in enumerate((0, 99)):
@@ -56,43 +56,44 @@ def test_samples_are_ddim_s() -> None:
         times.append(round(float(time[0]), 6))
         return 0.5 * x
 
-    x, ts = noise.double(), [90, 70, 50, 30, 10]
+    x, ts = noise.double(), [99, 79, 59, 39, 19]
     result = Denoising(5).sample(network, noise, CONDITION)
     for t, following in zip(ts, [*ts[1:], None], strict=True):
         bar, after = alpha_bar(t), 1.0 if following is None else alpha_bar(following)
-        epsilon = 0.5 * x
-        clean = ((x - (1 - bar) ** 0.5 * epsilon) / bar**0.5).clamp(-1, 1)
-        x = after**0.5 * clean + (1 - after) ** 0.5 * epsilon
+        epsilon = (x - bar**0.5 * 0.5 * x) / (1 - bar) ** 0.5
+        x = after**0.5 * (0.5 * x).clamp(-1, 1) + (1 - after) ** 0.5 * epsilon
     th.testing.assert_close(result, x.float(), atol=1e-3, rtol=1e-3)
-    assert times == [0.91, 0.71, 0.51, 0.31, 0.11]
+    assert times == [1.0, 0.8, 0.6, 0.4, 0.2]
 
 
-def test_a_network_that_knows_the_noise_finds_the_actions() -> None:
-    """For one known chunk the ideal ε follows from x_t, and every number of steps ends at that chunk."""
-    target, bars = th.tensor([[0.3, -0.6]]).expand(2, 4, 2), Denoising(1).diffusion.alphas_bar
+@pytest.mark.parametrize("steps", range(1, 101))
+def test_a_diffusion_has_as_many_steps_as_asked_for(steps: int) -> None:
+    times = Denoising(steps).diffusion.steps
+    assert len(times) == steps
+    assert times[0] == 99
+    assert times == sorted(set(times), reverse=True)
+    assert times[-1] >= 0
 
-    def ideal(x: th.Tensor, time: th.Tensor, condition: th.Tensor) -> th.Tensor:
-        bar = bars[(time * 100).round().long() - 1][:, None, None]
-        return (x - bar.sqrt() * target) / (1 - bar).sqrt()
 
+def test_a_network_that_knows_the_actions_finds_them() -> None:
+    target = th.tensor([[0.3, -0.6]]).expand(2, 4, 2)
     for steps in (1, 2, 5, 10, 20):
-        assert 90 <= Denoising(steps).diffusion.steps[0] <= 95
-        th.testing.assert_close(Denoising(steps).sample(ideal, th.randn(2, 4, 2), CONDITION), target, atol=1e-4, rtol=0)
+        actions = Denoising(steps).sample(lambda x, time, condition: target, th.randn(2, 4, 2), CONDITION)
+        th.testing.assert_close(actions, target, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_a_stochastic_step_keeps_the_noise_level(eta: float) -> None:
     """Mean and deviation together have the variance of the next level (Song et al., equations 12 and 16)."""
     diffusion = Denoising(5).diffusion
-    for t, following in ((90, 70), (50, 30)):
+    for t, following in ((79, 59), (39, 19)):
         bar, after = alpha_bar(t), alpha_bar(following)
-        epsilon = th.full((1, 1, 1), 0.2)
-        x = bar**0.5 * 0.3 + (1 - bar) ** 0.5 * epsilon
-        mean, std = diffusion.transition(epsilon, x, th.tensor([t]), eta)
+        clean = th.full((1, 1, 1), 0.3)
+        x = bar**0.5 * clean + (1 - bar) ** 0.5 * 0.2
+        mean, std = diffusion.transition(clean, x, th.tensor([t]), eta)
         sigma = eta * ((1 - after) / (1 - bar) * (1 - bar / after)) ** 0.5
         assert float(std) == pytest.approx(sigma, rel=1e-3)
-        clean = min(1.0, max(-1.0, float((x - (1 - bar) ** 0.5 * epsilon) / bar**0.5)))
-        assert float(mean) == pytest.approx(after**0.5 * clean + (1 - after - sigma**2) ** 0.5 * 0.2, rel=1e-3)
+        assert float(mean) == pytest.approx(after**0.5 * 0.3 + (1 - after - sigma**2) ** 0.5 * 0.2, rel=1e-3)
 
 
 @pytest.mark.parametrize(
