@@ -66,13 +66,13 @@ def test_samples_are_ddim_s() -> None:
     assert times == [1.0, 0.8, 0.6, 0.4, 0.2]
 
 
-@pytest.mark.parametrize("steps", range(1, 101))
-def test_a_diffusion_has_as_many_steps_as_asked_for(steps: int) -> None:
-    times = Denoising(steps).diffusion.steps
-    assert len(times) == steps
-    assert times[0] == 99
-    assert times == sorted(set(times), reverse=True)
-    assert times[-1] >= 0
+def test_a_diffusion_has_as_many_steps_as_asked_for() -> None:
+    for steps in range(1, 101):
+        times = Denoising(steps).diffusion.steps
+        assert len(set(times)) == steps
+        assert times == sorted(times, reverse=True)
+        assert times[0] == 99
+        assert times[-1] >= 0
 
 
 def test_a_network_that_knows_the_actions_finds_them() -> None:
