@@ -13,6 +13,7 @@ from zprl_sb3.files import slug
 from zprl_sb3.jobs import Job
 from zprl_sb3.pretrain.configuration import compose
 from zprl_sb3.robot_envs.collection import family_of
+from zprl_sb3.robot_envs.dapg import load_expert
 from zprl_sb3.settings import load_settings
 
 LONGEST = 120  # characters of a folder's name
@@ -57,7 +58,8 @@ def to_be_made(how: Mapping[str, Any], output: Path) -> BasePolicy:
 
     :param how: ``env``, and perhaps ``demos`` (how many), ``collect`` and ``pretrain`` (changes of settings)
     :param output: The benchmark's folder
-    :raises ValueError: If a value is of another kind, or a setting is unknown
+    :raises ValueError: If a value is of another kind, a setting is unknown, or a file holds no expert policy
+    :raises FileNotFoundError: If the demonstrations need an expert policy that is not there
     :raises gymnasium.error.Error: If there is no such environment
     """
     env_id = str(how["env"])
@@ -65,12 +67,14 @@ def to_be_made(how: Mapping[str, Any], output: Path) -> BasePolicy:
     own = {key: _changes(how.get(key, []), key) for key in ("collect", "pretrain")}
     settings = load_settings("quickstart.yml", env_id, [f"demos={how['demos']}"] if "demos" in how else [])
     collect, pretrain = ([*settings[key], *own[key]] for key in own)
-    observation = load_settings("collect.yml", env_id, collect)["observation"]
+    collection = load_settings("collect.yml", env_id, collect)
+    if "expert" in collection:  # the one thing that a collection needs and the package does not have
+        load_expert(collection["expert"])
     name = _folder([env_id.rpartition("/")[2], str(settings["demos"]), *own["collect"]])
     seed = str(settings["base_seed"])
     demos = _demonstrations(name, output, [env_id, str(settings["demos"]), seed], collect)
     policy = _policy(_folder([name, *own["pretrain"]]), output, demos, [*pretrain, f"seed={seed}"])
-    return BasePolicy(str(policy.results[0].parent), env_id, observation, (demos, policy))
+    return BasePolicy(str(policy.results[0].parent), env_id, collection["observation"], (demos, policy))
 
 
 def _folder(parts: Sequence[str]) -> str:

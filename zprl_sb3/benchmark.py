@@ -101,7 +101,7 @@ def _policy(about: dict[str, Any], output: Path, where: str) -> BasePolicy:
         raise PlanError(f"{where}: base needs an env, as in {{env: zprl/Can-v0}}")
     try:
         return base_policies.to_be_made(base, output)
-    except (ValueError, KeyError, gym.error.Error) as error:
+    except (ValueError, KeyError, FileNotFoundError, gym.error.Error) as error:
         raise PlanError(f"{where}: base: {error.args[0] if error.args else error}") from error
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from experts import expert_arrays
 from zprl_sb3.foreign_pickles import UnsafePickleError, read_foreign_pickle
 from zprl_sb3.pretrain.demonstrations import DemonstrationError, load_demonstrations
 from zprl_sb3.robot_envs import adroit_id
@@ -28,18 +29,6 @@ TASKS = ["door", "hammer", "pen"]
 PERFECT = Operator("better", noise=0, random=0)
 
 
-def weights(inputs=39, actions=28, hidden=32):
-    """A policy of a public expert's shape that does something or other."""
-    rng = np.random.default_rng(0)
-    sizes = [inputs, hidden, hidden, actions]
-    arrays = {f"w{k}": rng.normal(0, 0.1, (sizes[k + 1], sizes[k])) for k in range(3)}
-    arrays |= {f"b{k}": rng.normal(0, 0.1, sizes[k + 1]) for k in range(3)}
-    arrays |= {"in_shift": rng.normal(0, 1, inputs), "in_scale": rng.uniform(1, 2, inputs)}
-    arrays |= {"out_shift": rng.normal(0, 0.1, actions), "out_scale": rng.uniform(0.5, 1, actions)}
-    arrays["log_std"] = rng.uniform(-2, -1, actions)
-    return {name: values.astype(np.float32) for name, values in arrays.items()}
-
-
 def mean_action(arrays, observation):
     """The network as the experts' README writes it down."""
     x = (observation - arrays["in_shift"]) / (arrays["in_scale"] + 1e-8)
@@ -50,7 +39,7 @@ def mean_action(arrays, observation):
 
 @pytest.fixture
 def archive(tmp_path):
-    np.savez(tmp_path / "expert.npz", **weights())
+    np.savez(tmp_path / "expert.npz", **expert_arrays())
     return tmp_path / "expert.npz"
 
 
@@ -90,7 +79,7 @@ def pickled(module, arrays, protocol, listed=True):
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_pickle_of_torch_modules_is_read_without_its_classes(mjrl, tmp_path, monkeypatch, protocol, listed):
-    arrays = weights()
+    arrays = expert_arrays()
     content = pickled(mjrl, arrays, protocol, listed)
     assert protocol == 4 or b"getattr" in content
     path = tmp_path / "door-v0.pickle"
@@ -106,7 +95,9 @@ def test_a_pickle_of_torch_modules_is_read_without_its_classes(mjrl, tmp_path, m
 
 def test_weights_in_an_archive_are_the_same_policy(archive):
     observation = np.random.default_rng(1).normal(0, 1, 39)
-    np.testing.assert_allclose(load_expert(archive).mean(observation), mean_action(weights(), observation), rtol=1e-5)
+    np.testing.assert_allclose(
+        load_expert(archive).mean(observation), mean_action(expert_arrays(), observation), rtol=1e-5
+    )
 
 
 def test_storages_written_as_lists_by_old_versions_of_torch_are_read(tmp_path):
@@ -228,13 +219,13 @@ def test_other_files_are_named(tmp_path, content):
 def test_an_archive_of_objects_or_of_other_sizes_is_named(tmp_path):
     path = tmp_path / "expert.npz"
     for change in ({"w0": np.array([None])}, {"w1": np.zeros((32, 31))}):
-        np.savez(path, **{**weights(), **change})
+        np.savez(path, **{**expert_arrays(), **change})
         with pytest.raises(ValueError, match=r"expert\.npz holds no expert policy of DAPG"):
             load_expert(path)
 
 
 def test_an_archive_that_lacks_something_is_named(tmp_path):
-    np.savez(tmp_path / "expert.npz", **{name: values for name, values in weights().items() if name != "log_std"})
+    np.savez(tmp_path / "expert.npz", **{name: values for name, values in expert_arrays().items() if name != "log_std"})
     with pytest.raises(ValueError, match=r"expert\.npz holds no expert policy of DAPG.*log_std"):
         load_expert(tmp_path / "expert.npz")
 
@@ -271,7 +262,7 @@ def test_a_perfect_operator_acts_as_the_expert_and_others_with_faults(archive):
     env = gym.make("zprl/AdroitDoor-v0")
     env.reset(seed=0)
     raw = env.unwrapped.raw_observation
-    expected = np.clip(mean_action(weights(), raw), -1, 1)
+    expected = np.clip(mean_action(expert_arrays(), raw), -1, 1)
 
     def act(noise, random, seed=0):
         demonstrator = ExpertDemonstrator(env, Operator("okay", noise, random), np.random.default_rng(seed), archive)
@@ -281,7 +272,9 @@ def test_a_perfect_operator_acts_as_the_expert_and_others_with_faults(archive):
     assert perfect.dtype == np.float32
     np.testing.assert_allclose(perfect, np.tile(expected, (500, 1)), atol=1e-5)
     inner = np.abs(expected) < 0.3
-    np.testing.assert_allclose(act(0.5, 0).std(axis=0)[inner], 0.5 * np.exp(weights()["log_std"])[inner], rtol=0.2)
+    np.testing.assert_allclose(
+        act(0.5, 0).std(axis=0)[inner], 0.5 * np.exp(expert_arrays()["log_std"])[inner], rtol=0.2
+    )
     np.testing.assert_allclose(act(0, 1).std(), 1 / np.sqrt(3), rtol=0.05)
     assert (act(0, 0.5) == perfect).all(axis=1).mean() == pytest.approx(0.5, abs=0.1)
     np.testing.assert_array_equal(act(1, 0.3, seed=4), act(1, 0.3, seed=4))

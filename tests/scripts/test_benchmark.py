@@ -12,11 +12,13 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch as th
 import yaml
 
+from experts import expert_arrays
 from programs import TINY, TINY_BASE
 from zprl_sb3.benchmark import PlanError, read_plan
 from zprl_sb3.checkpoint import CheckpointError, read_config
@@ -169,7 +171,14 @@ def test_a_method_may_have_a_base_policy_of_its_own(plan: Any, tmp_path: Path) -
         read_plan(plan(methods={"dppo": {"pretrain": []}}), tmp_path / "out")
 
 
-def test_the_papers_figure_3_has_a_name(tmp_path: Path) -> None:
+def test_the_papers_figure_3_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PlanError, match=r"door: base: There is no expert policy downloads/door-v0\.pickle"):
+        read_plan("benchmarks/figure3", tmp_path)
+    (tmp_path / "downloads").mkdir()
+    for task in ("door", "hammer", "pen"):
+        with open(f"downloads/{task}-v0.pickle", "wb") as file:
+            np.savez(file, **expert_arrays())  # type: ignore[arg-type]
     jobs = read_plan("benchmarks/figure3", tmp_path)
     runs = {job.name: job for job in jobs if job.n_timesteps}
     tasks, methods = ({name.split("/")[1 - k].removesuffix("-0").removesuffix("-1") for name in runs} for k in (1, 0))
