@@ -70,7 +70,7 @@ successes and retrains the base policy. tqc and trpo are sb3-contrib's, on the l
 
 The run folder holds the settings, a copy of the policy, snapshots, evaluations.csv, TensorBoard and CSV logs, and at
 the end model.zip. The same command again goes on from the last snapshot after a kill or Ctrl-C; with a larger
-n_timesteps it goes on with a finished run, too (but of soe, whose rounds share it)."""
+n_timesteps it goes on with a finished run, too (not of soe, whose rounds divide it)."""
 
 
 def train(
