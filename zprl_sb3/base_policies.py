@@ -16,6 +16,7 @@ from zprl_sb3.robot_envs.collection import family_of
 from zprl_sb3.robot_envs.dapg import load_expert
 from zprl_sb3.settings import load_settings
 
+FLOW = "flow"
 LONGEST = 120  # characters of a folder's name
 KEYS = {"env", "demos", "collect", "pretrain"}
 
@@ -27,12 +28,14 @@ class BasePolicy:
     :param checkpoint: Its folder, which may be still to be made
     :param env_id: Gymnasium id
     :param observation: ``state``, ``image`` or None
+    :param objective: ``flow`` or ``diffusion``; None of a checkpoint that is not of ``zprl pretrain``
     :param jobs: What makes it, in this order
     """
 
     checkpoint: str
     env_id: str
     observation: str | None
+    objective: str | None
     jobs: tuple[Job, ...] = ()
 
     @property
@@ -47,7 +50,9 @@ def given(checkpoint: str) -> BasePolicy:
     :raises CheckpointError: If it cannot be read
     """
     config = read_config(checkpoint)
-    return BasePolicy(checkpoint, config["env_id"], config.get("env_kwargs", {}).get("observation"))
+    observation = config.get("env_kwargs", {}).get("observation")
+    objective = config["policy"].get("objective", FLOW) if "policy" in config else None
+    return BasePolicy(checkpoint, config["env_id"], observation, objective)
 
 
 def to_be_made(how: Mapping[str, Any], output: Path) -> BasePolicy:
@@ -73,8 +78,8 @@ def to_be_made(how: Mapping[str, Any], output: Path) -> BasePolicy:
     name = _folder([env_id.rpartition("/")[2], str(settings["demos"]), *own["collect"]])
     seed = str(settings["base_seed"])
     demos = _demonstrations(name, output, [env_id, str(settings["demos"]), seed], collect)
-    policy = _policy(_folder([name, *own["pretrain"]]), output, demos, [*pretrain, f"seed={seed}"])
-    return BasePolicy(str(policy.results[0].parent), env_id, collection["observation"], (demos, policy))
+    policy, objective = _policy(_folder([name, *own["pretrain"]]), output, demos, [*pretrain, f"seed={seed}"])
+    return BasePolicy(str(policy.results[0].parent), env_id, collection["observation"], objective, (demos, policy))
 
 
 def _folder(parts: Sequence[str]) -> str:
@@ -97,10 +102,12 @@ def _demonstrations(name: str, output: Path, what: Sequence[str], changes: Seque
     return Job(name, file.parent, (command,), (file,))
 
 
-def _policy(name: str, output: Path, demos: Job, changes: Sequence[str]) -> Job:
+def _policy(name: str, output: Path, demos: Job, changes: Sequence[str]) -> tuple[Job, str]:
+    """Return the job, and the objective of what it makes."""
     name = f"policies/{name}"
     folder = output / name
     # Evaluated as all base policies are, by a job of the task: what only needs the policy does not wait for that.
     overrides = [*changes, f"demos='{demos.results[0]}'", f"output='{folder}'", "evaluation.episodes=0"]
-    compose(overrides=overrides)
-    return Job(name, folder, (("pretrain", *overrides),), (folder / "policy" / CONFIG,), needs=(demos.name,))
+    objective = compose(overrides=overrides)["model"].get("objective", FLOW)
+    job = Job(name, folder, (("pretrain", *overrides),), (folder / "policy" / CONFIG,), needs=(demos.name,))
+    return job, objective

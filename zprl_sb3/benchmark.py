@@ -12,7 +12,7 @@ import yaml
 from zprl_sb3 import base_policies
 from zprl_sb3.base_policies import BasePolicy
 from zprl_sb3.jobs import Job
-from zprl_sb3.learners import ALGORITHMS
+from zprl_sb3.learners import ALGORITHMS, OURS
 from zprl_sb3.settings import check_options, find_file, load_settings
 
 KEYS = {"tasks", "methods", "seeds", "set", "episodes", "zero_noise"}
@@ -41,6 +41,10 @@ class _Plan:
         """Return a run, if its settings fit."""
         settings = load_settings(f"{algo}.yml", policy.env_id, changes, policy.observation)
         check_options(settings)
+        wanted = getattr(OURS.get(settings["learner"]), "objective", policy.objective)
+        if policy.objective != wanted:
+            how = "; a method may pretrain a policy of its own, see docs/benchmarks.md" if wanted == "diffusion" else ""
+            raise PlanError(f"{name}: {algo} tunes a policy with objective {wanted}, not {policy.objective}{how}")
         folder = self.output / name
         train = ("train", "--algo", algo, "--policy", policy.checkpoint, "--output", str(folder), "--seed", str(seed))
         evaluate = ("evaluate", str(folder), "--episodes", self.episodes)

@@ -123,7 +123,7 @@ class Diffusion:
         if self.timestep_spacing == "leading":
             times = np.arange(count)[::-1] * (total // count) + self.steps_offset
         elif self.timestep_spacing == "trailing":
-            times = np.arange(total, 0, -total / count)[:count].round() - 1  # of 29 rounding makes 30
+            times = np.arange(total, 0, -total / count)[:count].round() - 1  # rounding makes 30 of 29
         else:
             times = np.linspace(0, total - 1, count).round()[::-1]
         return [int(time) for time in times]

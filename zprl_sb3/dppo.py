@@ -37,6 +37,8 @@ class DPPOPolicy(ChainPolicy):
     ) -> None:
         if min_std <= 0:
             raise ValueError(f"min_std is positive, not {min_std}: the last step's σ would be 0")
+        if tuned_steps is not None and tuned_steps < 1:
+            raise ValueError(f"tuned_steps is at least 1, not {tuned_steps}")
         self.tuned_steps, self.eta, self.min_std = tuned_steps, eta, min_std
         super().__init__(*args, **kwargs)
 
@@ -111,7 +113,8 @@ class DPPO(FineTuning):
     """PPO in two layers: the advantage of a chunk is that of each denoising step, less and less towards the noise.
 
     A minibatch holds chunks with all their steps (the authors draw steps of different chunks). Differences from the
-    authors' code: advantages end at time-outs; the noise is not clipped at 3σ, likelihoods are not clipped.
+    authors' code: advantages end at time-outs; the noise is not clipped at 3σ, likelihoods are not clipped; the network
+    predicts x_0, not ε, and ε is not made to fit where x_0 is clipped; there is no entropy bonus, as σ does not learn.
 
     :param policy: ``"MultiInputPolicy"``
     :param env: As of :class:`~zprl_sb3.fine_tuning.FineTuning`, around a policy with objective ``diffusion``
@@ -119,7 +122,9 @@ class DPPO(FineTuning):
     :param first_clip_range: ε of the first of several; in between it rises as e^(rate i / (K' - 1))
     :param clip_rate: That rate
     :param denoising_discount: γ_d: the advantage of step i is γ_d^(K' - 1 - i) of the chunk's
-    :param kwargs: As of :class:`~zprl_sb3.fine_tuning.FineTuning`
+    :param kwargs: As of :class:`~zprl_sb3.fine_tuning.FineTuning`, but ``ent_coef``
+    :raises TypeError: For an argument that would have no effect here, as ``ent_coef``
+    :raises ValueError: If ``clip_rate`` is not positive
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MultiInputPolicy": DPPOPolicy}
@@ -134,6 +139,10 @@ class DPPO(FineTuning):
         denoising_discount: float = 0.99,
         **kwargs: Any,
     ) -> None:
+        if "ent_coef" in kwargs:
+            raise TypeError("DPPO does not support this argument of PPO: ent_coef, as σ does not learn")
+        if clip_rate <= 0:
+            raise ValueError(f"clip_rate is positive, not {clip_rate}")
         self.first_clip_range, self.clip_rate = first_clip_range, clip_rate
         self.denoising_discount = denoising_discount
         super().__init__(policy, env, **kwargs)

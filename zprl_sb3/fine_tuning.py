@@ -31,6 +31,7 @@ REFUSED = (
     "sde_sample_freq",
     "normalize_advantage",
     "rollout_buffer_class",
+    "rollout_buffer_kwargs",
 )
 
 
@@ -39,6 +40,8 @@ class FineTuning(PPO):
 
     Rollouts, callbacks, logs and saving are SB3's. The likelihood of a chunk is that of the chain of steps that made it
     (:class:`~zprl_sb3.chain_policy.ChainPolicy`); how steps weigh in the loss is a subclass's.
+
+    V after a time-out is discounted by γ^h, also where the last chunk was cut short.
 
     **Clocks.** ``total_timesteps``, ``n_steps`` and callbacks count *chunks*; ``env_steps``, ``time/env_steps`` count
     *env steps*. The discount is the wrapper's, γ^h per chunk.
@@ -54,7 +57,8 @@ class FineTuning(PPO):
     :param clip_range: Of the ratio, per number that is drawn (see :meth:`_log_ratio`)
     :param ent_coef: Weight of the entropy per number that is drawn
     :param max_grad_norm: Clip of the gradient norm, policy and V separately
-    :param target_kl: The policy stays for the rest of a rollout where a batch's KL is above 1.5 times this; None: never
+    :param target_kl: The policy stays for the rest of a rollout after a batch with ``approx_kl``, of the ratio per
+        number, above 1.5 times this; None: never. With dozens of numbers the KL of a chunk is hundreds of times that
     :param critic_warmup: Rollouts from which only V learns
     :param bootstrap_timeouts: Whether the return goes on, after a time-out, with V of the last observation. With a
         reward for success only it should not: V of being stuck would lead to itself, and nothing tell of the failure
@@ -119,7 +123,7 @@ class FineTuning(PPO):
     def _setup_model(self) -> None:
         base = None if self.env is None else self._adopt(self.env)
         if base is not None:
-            self.policy_kwargs["config"] = asdict(base.config)
+            self.policy_kwargs = {**self.policy_kwargs, "config": asdict(base.config)}
         config = self.policy_kwargs["config"]
         steps = self.policy_kwargs.get("tuned_steps") or config["sampling_steps"]
         self.rollout_buffer_kwargs = {"latents": (steps + 1, config["horizon"], config["action_dim"])}
@@ -163,7 +167,7 @@ class FineTuning(PPO):
         """Update from the rollout."""
         self.policy.set_training_mode(True)
         self._set_learning_rates()
-        tuned = self.num_timesteps > self.critic_warmup * self.n_steps * self.n_envs
+        tuned = self._n_updates >= self.critic_warmup * self.n_epochs
         losses: list[dict[str, th.Tensor]] = []
         for batch in self._batches():
             losses.append(self._update_value(batch))

@@ -50,14 +50,19 @@ class Denoising:
     The network predicts the actions x_0, not the noise ε: of much noise ε says next to nothing about them, and what it
     is wrong by is multiplied in the few steps of a policy that acts. They are clipped to [-1, 1] in every step.
 
-    :param steps: K of DDIM, best a divisor of 100
-    :raises ValueError: If there is no step, or more than 100
+    :param steps: K of DDIM, a divisor of 100
+    :raises ValueError: If it is none
     """
 
     steps: int
 
     def __post_init__(self) -> None:
-        assert self.diffusion.steps
+        divisors = [steps for steps in range(1, LEVELS + 1) if LEVELS % steps == 0]
+        if self.steps not in divisors:
+            choices = ", ".join(map(str, divisors))
+            raise ValueError(
+                f"A diffusion of {LEVELS} levels cannot be sampled in {self.steps} steps: choose {choices}"
+            )
 
     @cached_property
     def diffusion(self) -> Diffusion:

@@ -241,9 +241,9 @@ def differences(there: dict[str, Any], here: dict[str, Any], ignore: Sequence[st
 
 
 def check_options(settings: dict[str, Any]) -> None:
-    """Raise a ValueError if settings ask another method for what only ZPRL can be given.
+    """Raise a ValueError if settings ask another method for what only ZPRL can be given, or end before a policy learns.
 
-    That are demonstrations (SOE has a use of its own for them), a λ by the spread of z, and a calibrated one.
+    Only for ZPRL are demonstrations (SOE has a use of its own for them), a λ by the spread of z, and a calibrated one.
     """
     asked = [name for name in ("demonstrations", "scale_by") if settings[name] is not None]
     asked += ["scale=auto"] if settings["scale"] == AUTO else []
@@ -251,6 +251,13 @@ def check_options(settings: dict[str, Any]) -> None:
         asked = [name for name in asked if name != "demonstrations"]
     if asked and (settings["steering"], settings["learner"]) != ("latent", "sac"):
         raise ValueError(f"{' and '.join(asked)}: with steering latent and learner sac only")
+    own, chunks = settings["algorithm"], settings["n_timesteps"]
+    if own.get("critic_warmup") and chunks <= (warm_up := own["critic_warmup"] * own["n_steps"] * settings["n_envs"]):
+        raise ValueError(
+            f"n_timesteps={chunks} is no more than the critic's warm-up, {own['critic_warmup']} rollouts of "
+            f"{own['n_steps']} x {settings['n_envs']} chunks = {warm_up}, and the policy would never learn: raise it, "
+            "or lower algorithm.n_steps, algorithm.critic_warmup or n_envs"
+        )
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -154,7 +154,10 @@ def test_ablations_have_names(name: str, runs: int, tmp_path: Path) -> None:
 
 def test_a_method_may_have_a_base_policy_of_its_own(plan: Any, tmp_path: Path) -> None:
     tasks = {"push": {"base": PUSH | {"pretrain": ["training.steps=50"]}}}
-    methods = {"zprl": {}, "dppo": {"pretrain": ["+model.objective=diffusion"], "set": ["n_envs=3"]}}
+    methods = {
+        "zprl": {},
+        "dppo": {"pretrain": ["+model.objective=diffusion"], "set": ["n_envs=3", "algorithm.n_steps=5"]},
+    }
     changes = [change for change in TINY if not change.startswith("algorithm.")]
     file = plan(tasks=tasks, methods=methods, seeds=[0], set=changes)
     jobs = {job.name: job for job in read_plan(file, tmp_path / "out")}
@@ -169,6 +172,13 @@ def test_a_method_may_have_a_base_policy_of_its_own(plan: Any, tmp_path: Path) -
         read_plan(plan(tasks=tasks, methods={"dppo": {"pretrain": "x"}}), tmp_path / "out")
     with pytest.raises(PlanError, match="reach, dppo pretrains a policy of its own, which needs a task with a base"):
         read_plan(plan(methods={"dppo": {"pretrain": []}}), tmp_path / "out")
+
+
+def test_a_method_for_another_kind_of_policy_is_refused_at_once(plan: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        PlanError, match="reach/dppo-0: dppo tunes a policy with objective diffusion, not flow; a method"
+    ):
+        read_plan(plan(methods={"dppo": {}}, set=["n_envs=2"]), tmp_path / "out")
 
 
 def test_the_papers_figure_3_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_a_run_goes_on_and_leaves_a_policy_that_does_what_its_model_does(algo: s
 
 
 def test_where_two_networks_make_the_steps_there_is_no_checkpoint(tmp_path: Path, zprl: Any) -> None:
-    policy = base(tmp_path / "policy", "dppo", sampling_steps=3)
+    policy = base(tmp_path / "policy", "dppo", sampling_steps=4)
     run = tmp_path / "run"
     code, out, _ = zprl(*command("dppo", policy, run, "algorithm.policy_kwargs.tuned_steps=2", "n_timesteps=20"))
     assert code == 0
@@ -97,9 +97,9 @@ def test_images_in_processes_of_their_own_with_evaluations_beside(tmp_path: Path
 
 def test_a_diffusion_policy_is_pretrained_by_the_same_loop(tmp_path: Path, zprl: Any) -> None:
     demos = image_demonstrations(tmp_path / "demos.hdf5")
-    settings = ["+model.objective=diffusion", "model.sampling_steps=3"]
+    settings = ["+model.objective=diffusion", "model.sampling_steps=4"]
     assert zprl(*image_pretrain_command(demos, tmp_path / "base", *settings))[0] == 0
     policy = load_policy(tmp_path / "base" / "policy")
-    assert (policy.config.objective, policy.config.sampling_steps) == ("diffusion", 3)  # type: ignore[union-attr]
+    assert (policy.config.objective, policy.config.sampling_steps) == ("diffusion", 4)  # type: ignore[union-attr]
     assert policy.bottleneck is not None
     assert zprl("evaluate", tmp_path / "base" / "policy", "--episodes", "2")[0] == 0  # through the bottleneck, too

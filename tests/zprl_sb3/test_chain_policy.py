@@ -131,7 +131,7 @@ def test_before_an_update_the_ratio_is_one(make: Any, steps: int) -> None:
 
 @pytest.mark.parametrize("make", [reinflow, dppo])
 def test_what_is_not_executed_has_no_part_in_the_likelihood(make: Any) -> None:
-    policy = make(3)
+    policy = make(4)
     obs = observations(policy)
     chain = policy.sample(obs)
     other = chain.latents.clone()
@@ -139,7 +139,7 @@ def test_what_is_not_executed_has_no_part_in_the_likelihood(make: Any) -> None:
     th.testing.assert_close(policy.evaluate(obs, other)[0], policy.evaluate(obs, chain.latents)[0])
     other[:, -2, CHUNK:] += 0.1  # but what an earlier step has made of them has
     assert not th.allclose(policy.evaluate(obs, other)[0], policy.evaluate(obs, chain.latents)[0])
-    assert policy.entries.tolist() == [8, 8, 4]
+    assert policy.entries.tolist() == [8, 8, 8, 4]
 
 
 def test_samples_have_the_moments_that_their_likelihood_says() -> None:
@@ -175,10 +175,14 @@ def test_the_first_steps_stay_those_of_the_frozen_policy() -> None:
     policy = dppo(4, tuned_steps=2)
     obs = observations(policy)
     before, base = policy._frozen_steps(obs, eta=0.0), policy.generate(obs)
+    th.manual_seed(1)
+    drawn = policy.first(obs)
     with th.no_grad():
         for weight in policy.flow.parameters():
             weight.add_(0.05 * th.randn_like(weight))
     th.testing.assert_close(policy._frozen_steps(obs, eta=0.0), before)
+    th.manual_seed(1)
+    th.testing.assert_close(policy.first(obs), drawn)
     assert not th.allclose(policy.generate(obs), base, atol=1e-2)
     learned = {id(weight) for weight in policy.optimizer.param_groups[0]["params"]}
     assert policy.frozen is not None
@@ -190,9 +194,14 @@ def test_the_first_steps_stay_those_of_the_frozen_policy() -> None:
 
 def test_all_of_an_image_policy_learns() -> None:
     policy = made(ReinFlowPolicy, base := image_policy(), noise_arch=[8])
+    policy.observation_space.seed(0)
     obs = {key: th.as_tensor(space.sample())[None] for key, space in policy.observation_space.spaces.items()}
     obs["c"] = base.embed({key: obs[RAW + key] for key in base.observation_shapes}, obs["where"])
-    chain = policy.sample(obs)
+    # The frozen policy's chunk of the same crops is what it starts with.
+    obs["z"] = base.objective.sample(base.unet, obs["noise"], obs["c"])[:, : policy.chunk].flatten(1).detach()
+    assert policy._predict(obs, deterministic=True).abs().max() < 1e-5
+    with th.no_grad():  # as while collecting: else the gradients with respect to the means cancel
+        chain = policy.sample(obs)
     (policy.evaluate(obs, chain.latents)[0].sum() + policy.predict_values(obs).sum()).backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in policy.parameters())
 
@@ -203,6 +212,7 @@ def test_all_of_an_image_policy_learns() -> None:
         (lambda: reinflow(2, noise_bounds=(0.2, 0.1)), "the least and the greatest σ, both positive"),
         (lambda: reinflow(2, noise_bounds=(0.0, 0.1)), "both positive"),
         (lambda: dppo(4, tuned_steps=5), "tuned_steps is 1 to 4, not 5"),
+        (lambda: dppo(4, tuned_steps=0), "tuned_steps is at least 1, not 0"),
         (lambda: dppo(4, min_std=0.0), "min_std is positive"),
     ],
 )

@@ -169,6 +169,51 @@ def test_in_the_first_minibatch_the_ratio_is_one(cls: type[FineTuning], monkeypa
     assert (ratios[1] - 1).abs().max() > 1e-3  # after an update it is not
 
 
+@pytest.mark.parametrize("cls", METHODS)
+def test_the_losses_are_those_of_the_paper(cls: type[FineTuning], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of PPO, chunk by chunk and group by group; of V, the squared error of the returns."""
+    own: dict[str, Any] = (
+        {"ent_coef": 0.3} if cls is ReinFlow else {"first_clip_range": 0.01, "denoising_discount": 0.7}
+    )
+    model = tuning(cls, 4, clip_range=0.02, n_epochs=1, **own)
+    model.learn(16)  # after which the ratios are not 1
+    batch, descended = next(iter(model.rollout_buffer.get(6))), []
+    batch = batch._replace(advantages=th.tensor([3.0, -1.0, 0.5, 2.0, -2.0, 0.0]))
+    monkeypatch.setattr(model, "_descend", lambda optimizer, loss: descended.append((optimizer, float(loss.detach()))))
+    with th.no_grad():
+        log_prob, entropy = model.policy.evaluate(batch.observations, batch.chain.latents)
+        ratios = model._log_ratio(log_prob, batch.chain.log_prob).exp()
+        errors = model.policy.predict_values(batch.observations)[:, 0] - batch.returns
+    assert (ratios - 1).abs().max() > 0.02
+    advantages = (batch.advantages - batch.advantages.mean()) / batch.advantages.std()
+    terms = []
+    for k, (clip, discount) in enumerate(zip(model._clip_ranges().tolist(), model._discounts().tolist(), strict=True)):
+        for ratio, advantage in zip(ratios[:, k].tolist(), (advantages * discount).tolist(), strict=True):
+            terms.append(min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage))
+    expected = -sum(terms) / len(terms) - own.get("ent_coef", 0.0) * float(entropy.mean())
+    model._update_policy(batch)
+    model._update_value(batch)
+    assert [optimizer for optimizer, _ in descended] == [model.policy.optimizer, model.policy.value_optimizer]
+    assert [loss for _, loss in descended] == pytest.approx([expected, float(errors.square().mean())], rel=1e-4)
+
+
+def test_each_network_has_its_learning_rate_and_clipped_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, norms = tuning(learning_rate=1e-4, vf_learning_rate=0.02, max_grad_norm=1e-3), []
+    optimizers = (model.policy.optimizer, model.policy.value_optimizer)
+    for optimizer in optimizers:
+        step = optimizer.step
+
+        def noted(optimizer: Any = optimizer, step: Any = step) -> None:
+            gradients = [weight.grad for weight in optimizer.param_groups[0]["params"] if weight.grad is not None]
+            norms.append(float(th.stack([gradient.norm() for gradient in gradients]).norm()))
+            step()
+
+        monkeypatch.setattr(optimizer, "step", noted)
+    model.learn(16)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [1e-4, 0.02]
+    assert max(norms) == pytest.approx(1e-3, rel=1e-2)
+
+
 def test_the_regulariser_is_the_distance_of_executed_actions_for_the_same_noise() -> None:
     model = tuning(w2_coef=0.5, batch_size=16)
     model.learn(16)  # which has changed the weights
@@ -203,6 +248,18 @@ def test_only_values_learn_at_first_and_where_the_policy_has_gone_too_far() -> N
     steps = [tuning(target_kl=limit, learning_rate=0.01).learn(16).policy.optimizer for limit in (1e-9, None)]
     counts = [int(next(iter(optimizer.state.values()))["step"]) for optimizer in steps]
     assert counts[0] < counts[1] == 4
+
+
+def test_a_warm_up_that_is_over_is_over() -> None:
+    model = tuning(critic_warmup=1).learn(32)
+    weights = values(model.policy.flow.parameters())
+    assert not same(weights, model.learn(16).policy.flow.parameters())  # which counts chunks from 0 again
+
+
+def test_models_do_not_share_what_they_were_made_with() -> None:
+    shared: dict[str, Any] = {"net_arch": [16], "noise_arch": [8]}
+    models = [ReinFlow("MultiInputPolicy", tuned_points(base(ReinFlow, k)), policy_kwargs=shared) for k in (2, 4)]
+    assert [model.policy_kwargs["config"]["sampling_steps"] for model in models] == [2, 4]
 
 
 class Exploring:
@@ -273,7 +330,7 @@ class Still:
 @pytest.mark.parametrize("cls", METHODS)
 def test_a_saved_model_predicts_alone_and_is_the_same(cls: type[FineTuning], tmp_path: Path) -> None:
     more = {"policy_kwargs": {"tuned_steps": 2}} if cls is DPPO else {}
-    model = tuning(cls, 3, learning_rate=0.01, **more).learn(32)
+    model = tuning(cls, 4, learning_rate=0.01, **more).learn(32)
     model.save(tmp_path / "model")
     loaded: Any = cls.load(tmp_path / "model.zip", device="cpu")
     assert same(model.policy.state_dict().values(), loaded.policy.state_dict().values())
@@ -350,6 +407,10 @@ def test_what_cannot_be_tuned_is_refused() -> None:
         tuning(env=gym.make("Pendulum-v1"))
     with pytest.raises(TypeError, match="ReinFlow does not support these arguments of PPO: gamma, vf_coef"):
         tuning(gamma=0.9, vf_coef=1.0)
+    with pytest.raises(TypeError, match="DPPO does not support this argument of PPO: ent_coef"):
+        tuning(DPPO, ent_coef=0.1)
+    with pytest.raises(ValueError, match="clip_rate is positive, not 0"):
+        tuning(DPPO, clip_rate=0.0)
 
 
 def test_another_discount_or_policy_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.robot_envs.collection import check_settings
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.sac_policy import SteeringSACPolicy
-from zprl_sb3.settings import AUTO, flatten, load_settings, parse_override
+from zprl_sb3.settings import AUTO, check_options, flatten, load_settings, parse_override
 
 FILE = """
 default:
@@ -362,3 +362,15 @@ def test_the_algorithm_s_own_defaults_are_those_of_the_settings() -> None:
     for cls, settings in ((SteeringSAC, algorithm), (SteeringSACPolicy, networks), (SteeringReplayBuffer, buffer)):
         parameters = inspect.signature(cls).parameters
         assert {name: parameters[name].default for name in settings} == settings
+
+
+def test_a_run_that_ends_before_its_policy_learns_is_refused() -> None:
+    for chunks, refused in (("n_timesteps=2000", True), ("n_timesteps=2001", False)):
+        settings = load_settings("reinflow.yml", "zprl/BoxClose-v0", [chunks], "state")
+        if refused:
+            with pytest.raises(
+                ValueError, match="1 rollouts of 100 x 20 chunks = 2000, and the policy would never learn"
+            ):
+                check_options(settings)
+        else:
+            check_options(settings)
