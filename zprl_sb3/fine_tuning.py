@@ -58,7 +58,7 @@ class FineTuning(PPO):
     :param ent_coef: Weight of the entropy per number that is drawn
     :param max_grad_norm: Clip of the gradient norm, policy and V separately
     :param target_kl: The policy stays for the rest of a rollout after a batch with ``approx_kl``, of the ratio per
-        number, above 1.5 times this; None: never. With dozens of numbers the KL of a chunk is hundreds of times that
+        number, above 1.5 times this; None: never. Of N numbers the KL of a chunk is up to N² times that
     :param critic_warmup: Rollouts from which only V learns
     :param bootstrap_timeouts: Whether the return goes on, after a time-out, with V of the last observation. With a
         reward for success only it should not: V of being stuck would lead to itself, and nothing tell of the failure
