@@ -11,6 +11,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from zprl_sb3.background import BackgroundEvaluation
 from zprl_sb3.diagnostics import STEERING_COLUMNS, evaluation_row, in_words
@@ -19,6 +20,7 @@ from zprl_sb3.interrupts import Interrupts
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import VecSteering
 
+COUNTERS = ("num_timesteps", "env_steps")  # those of an algorithm that a rollout raises
 MODEL, BUFFER, RNG = "model.zip", "replay_buffer.pkl", "rng.pt"
 
 
@@ -120,7 +122,8 @@ def _finish_updates(model: BaseAlgorithm) -> None:
 class SnapshotCallback(BaseCallback):
     """Save everything that a run needs to go on: model, optimisers, replay buffer, counters, random states.
 
-    Also once an environment says ``quit`` at an episode's end, as a real robot's does for the person beside it: then
+    On-policy algorithms do not wait for their rollout to end, which may take minutes: without it they are where it
+    began. Also once an environment says ``quit`` at an episode's end, as a real robot's does for the person beside it: then
     training stops like after Ctrl-C.
 
     :param folder: Replaced as a whole, so that a kill leaves the previous snapshot
@@ -132,6 +135,7 @@ class SnapshotCallback(BaseCallback):
         super().__init__()
         self.folder, self.save_freq, self.interrupts = Path(folder), save_freq, interrupts
         self._next = 0
+        self._begun: dict[str, int] = {}  # the counters when the rollout began
         self._ended = self._quit = False
 
     def _init_callback(self) -> None:
@@ -146,6 +150,7 @@ class SnapshotCallback(BaseCallback):
             raise self.interrupts.exception()
         if self._quit:
             raise KeyboardInterrupt
+        self._begun = {name: vars(self.model)[name] for name in COUNTERS if name in vars(self.model)}
 
     def _due(self) -> bool:
         return self.model.num_timesteps >= self._next if self.save_freq else self._ended
@@ -154,6 +159,10 @@ class SnapshotCallback(BaseCallback):
         dones, infos = self.locals["dones"], self.locals["infos"]
         self._ended |= bool(dones.any())
         self._quit |= any(done and info.get("quit", False) for done, info in zip(dones, infos, strict=True))
+        if self.interrupts and isinstance(self.model, OnPolicyAlgorithm):
+            vars(self.model).update(self._begun)
+            save_snapshot(self.model, self.folder)
+            raise self.interrupts.exception()
         return True
 
 

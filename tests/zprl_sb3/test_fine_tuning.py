@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from zprl_sb3.evaluation import evaluate
 from zprl_sb3.files import read_rows
 from zprl_sb3.fine_tuning import FineTuning, clipped_surrogate
 from zprl_sb3.flow import sample_times
+from zprl_sb3.interrupts import Interrupts
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.reinflow import ReinFlow
 from zprl_sb3.wrappers import EmbeddingSteering, VecSteering, WeightSteering, make_vec_steering
@@ -369,6 +371,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(cls: type[FineTuning], tmp_pa
     assert resumed.num_timesteps == whole.num_timesteps == 64
     assert resumed.env_steps == whole.env_steps == 64 * 12
     assert same(whole.policy.state_dict().values(), resumed.policy.state_dict().values())
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_a_stop_does_not_wait_for_the_end_of_a_rollout(cls: type[FineTuning], tmp_path: Path) -> None:
+    interrupts, model = Interrupts(), tuning(cls, n_steps=20)
+
+    class Signal(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps == 50:  # in the second rollout
+                interrupts.receive(signal.SIGTERM)
+            return True
+
+    with pytest.raises(SystemExit, match="143"):
+        model.learn(200, [Signal(), SnapshotCallback(tmp_path / "snapshot", 1000, interrupts)])
+    saved: Any = load_snapshot(cls, tmp_path / "snapshot", tuned_points(base(cls)), device="cpu")
+    assert saved.num_timesteps == 40
+    assert 40 <= saved.env_steps <= 80
+    assert saved._n_updates == model.n_epochs
+    assert same(saved.policy.state_dict().values(), model.policy.state_dict().values())
 
 
 def test_evaluations_count_env_steps_and_begin_with_the_base_policy(tmp_path: Path) -> None:
