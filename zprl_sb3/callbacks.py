@@ -123,8 +123,8 @@ class SnapshotCallback(BaseCallback):
     """Save everything that a run needs to go on: model, optimisers, replay buffer, counters, random states.
 
     On-policy algorithms do not wait for their rollout to end, which may take minutes: without it they are where it
-    began. Also once an environment says ``quit`` at an episode's end, as a real robot's does for the person beside it: then
-    training stops like after Ctrl-C.
+    began. Also once an environment says ``quit`` at an episode's end, as a real robot's does for the person beside it:
+    then training stops like after Ctrl-C.
 
     :param folder: Replaced as a whole, so that a kill leaves the previous snapshot
     :param save_freq: **Chunks** (all environments) between snapshots; 0: one after every episode
