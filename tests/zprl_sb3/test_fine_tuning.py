@@ -302,7 +302,7 @@ def test_a_policy_that_is_off_course_is_put_right(cls: type[FineTuning]) -> None
     settings |= {"learning_rate": 1e-3, "n_epochs": 5} if cls is DPPO else {"learning_rate": 5e-4, "n_epochs": 10}
     model = tuning(cls, env=tuned_points(policy, n_envs=16), seed=1, **settings)
     before = evaluate(Exploring(model), judge, 3, 80).success_rate
-    model.learn(3840 if cls is DPPO else 1920)
+    model.learn(2880 if cls is DPPO else 1920)
     after = evaluate(Exploring(model), judge, 3, 80).success_rate
     assert after > before + 0.1, (before, after)
 
