@@ -11,12 +11,12 @@ from typing import Any
 from zprl_sb3.checkpoint import CONFIG, read_config
 from zprl_sb3.files import slug
 from zprl_sb3.jobs import Job
+from zprl_sb3.policy import FlowPolicyConfig
 from zprl_sb3.pretrain.configuration import compose
 from zprl_sb3.robot_envs.collection import family_of
 from zprl_sb3.robot_envs.dapg import load_expert
 from zprl_sb3.settings import load_settings
 
-FLOW = "flow"
 LONGEST = 120  # characters of a folder's name
 KEYS = {"env", "demos", "collect", "pretrain"}
 
@@ -51,7 +51,7 @@ def given(checkpoint: str) -> BasePolicy:
     """
     config = read_config(checkpoint)
     observation = config.get("env_kwargs", {}).get("observation")
-    objective = config["policy"].get("objective", FLOW) if "policy" in config else None
+    objective = config["policy"].get("objective", FlowPolicyConfig.objective) if "policy" in config else None
     return BasePolicy(checkpoint, config["env_id"], observation, objective)
 
 
@@ -108,6 +108,6 @@ def _policy(name: str, output: Path, demos: Job, changes: Sequence[str]) -> tupl
     folder = output / name
     # Evaluated as all base policies are, by a job of the task: what only needs the policy does not wait for that.
     overrides = [*changes, f"demos='{demos.results[0]}'", f"output='{folder}'", "evaluation.episodes=0"]
-    objective = compose(overrides=overrides)["model"].get("objective", FLOW)
+    objective = compose(overrides=overrides)["model"].get("objective", FlowPolicyConfig.objective)
     job = Job(name, folder, (("pretrain", *overrides),), (folder / "policy" / CONFIG,), needs=(demos.name,))
     return job, objective

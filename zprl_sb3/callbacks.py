@@ -161,8 +161,7 @@ class SnapshotCallback(BaseCallback):
         self._quit |= any(done and info.get("quit", False) for done, info in zip(dones, infos, strict=True))
         if self.interrupts and isinstance(self.model, OnPolicyAlgorithm):
             vars(self.model).update(self._begun)
-            save_snapshot(self.model, self.folder)
-            raise self.interrupts.exception()
+            self._on_rollout_start()  # where it is again, which saves and stops
         return True
 
 

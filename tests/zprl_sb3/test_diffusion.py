@@ -94,3 +94,12 @@ def test_without_a_number_it_is_sampled_in_all_steps():
     assert Diffusion.of({"num_train_timesteps": 50, "variance_type": "fixed_small"}, "ddpm").steps == [
         *range(49, -1, -1)
     ]
+
+
+@pytest.mark.parametrize("count", [3, 29, 58, 97])
+def test_trailing_steps_are_as_many_as_asked_for(count):
+    """Rounding makes one more of some numbers, at t = -1."""
+    times = Diffusion("ddim", count, 100, timestep_spacing="trailing").steps
+    assert len(set(times)) == count
+    assert times == sorted(times, reverse=True)
+    assert (times[0], times[-1] >= 0) == (99, True)
