@@ -123,13 +123,17 @@ def run_policy(checkpoint: str | Path, settings: dict[str, Any], device: str) ->
     """Return a policy as the settings of a run want it.
 
     :param checkpoint: The policy's
-    :param settings: As ``hyperparams/zprl.yml`` has them; older runs have no ``sampling_steps``
+    :param settings: As ``hyperparams/zprl.yml`` has them; older runs have no ``sampling_steps`` and no ``openvino``
     :param device: ``cpu``, ``cuda`` or ``auto``
     :raises CheckpointError: If it cannot be read
+    :raises ImportError: If OpenVINO is to compute it, which is not installed
     """
     from zprl_sb3.checkpoint import load_policy
+    from zprl_sb3.openvino import with_openvino
 
-    return load_policy(checkpoint, settings["chunk"], device_of(device), settings.get("sampling_steps"))
+    policy = load_policy(checkpoint, settings["chunk"], device_of(device), settings.get("sampling_steps"))
+    precision = settings.get("openvino")
+    return policy if precision is None else with_openvino(policy, precision)
 
 
 def evaluation_envs(settings: dict[str, Any]) -> int:

@@ -8,12 +8,13 @@ from zprl_sb3.dppo import DPPO
 from zprl_sb3.dsrl_na import DSRLNA
 from zprl_sb3.reinflow import ReinFlow
 from zprl_sb3.sac import SteeringSAC
+from zprl_sb3.settings import FINE_TUNING
 
 OURS: dict[str, type[BaseAlgorithm]] = {"sac": SteeringSAC, "dsrl_na": DSRLNA, "reinflow": ReinFlow, "dppo": DPPO}
 CONTRIB = {"tqc": "TQC", "trpo": "TRPO"}
 SOE = "soe"  # no algorithm of SB3's: it explores and retrains, see zprl_sb3.scripts.soe
 RETRAINED = "retrained"  # the final policy of what changes weights, in the run's folder
-RETRAINS = (SOE, "reinflow", "dppo")
+RETRAINS = (SOE, *FINE_TUNING)
 """What leaves such a policy."""
 LEARNERS = (*OURS, *CONTRIB, SOE)
 ALGORITHMS = ("zprl", "po_dec", "dsrl", "dsrl_na", "resemb", "reinflow", "dppo", "soe", "tqc", "trpo")

@@ -53,6 +53,8 @@ class SteeringActor(Actor):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """Return Δz (B, d)."""
+        if deterministic:  # without a distribution, for a robot that waits
+            return self.reach * self.get_action_dist_params(obs)[0].tanh()
         return self.reach * super().forward(obs, deterministic)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
@@ -240,6 +242,11 @@ class SteeringSACPolicy(SACPolicy):
             optimizer_kwargs=_in_one_pass(optimizer_class) | (optimizer_kwargs or {}),
             **kwargs,
         )
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Switch to training or evaluation, which SB3 does for every action: through all layers only where needed."""
+        if mode != self.training:
+            super().set_training_mode(mode)
 
     def set_scale(self, scale: Scale) -> None:
         """Set λ in critics and target critics."""

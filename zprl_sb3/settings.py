@@ -18,6 +18,7 @@ OPEN = frozenset({"env_kwargs", "train_env_kwargs", "operators", "policy_kwargs"
 # Settings of a run that say how long, where and how closely watched it is, not what it learns.
 NOT_IDENTITY = ("n_timesteps", "eval_freq", "eval_beside", "save_freq", "subprocess")
 
+FINE_TUNING = ("reinflow", "dppo")  # learners that change the base policy's weights
 AUTO = "auto"  # as a value of scale: calibrated on the policy's demonstrations
 
 METHODS = {
@@ -251,6 +252,8 @@ def check_options(settings: dict[str, Any]) -> None:
         asked = [name for name in asked if name != "demonstrations"]
     if asked and (settings["steering"], settings["learner"]) != ("latent", "sac"):
         raise ValueError(f"{' and '.join(asked)}: with steering latent and learner sac only")
+    if settings["openvino"] is not None and settings["learner"] in FINE_TUNING:
+        raise ValueError(f"openvino={settings['openvino']}: for policies that stay as they are, not for fine-tuning")
     own, chunks = settings["algorithm"], settings["n_timesteps"]
     if own.get("critic_warmup") and chunks <= (warm_up := own["critic_warmup"] * own["n_steps"] * settings["n_envs"]):
         raise ValueError(

@@ -32,10 +32,10 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_wrapper
 
-from zprl_sb3.checkpoint import load_policy, read_config
+from zprl_sb3.checkpoint import read_config
 from zprl_sb3.learners import ALGORITHMS, OURS, RETRAINS, learner
 from zprl_sb3.robot_envs import check_kwargs
-from zprl_sb3.scripts.common import device_of, make_arguments
+from zprl_sb3.scripts.common import make_arguments, run_policy
 from zprl_sb3.settings import AUTO, load_settings
 from zprl_sb3.wrappers import ActionChunk, SteeringSpec, VecSteering
 from zprl_sb3.wrappers.baseline_steerings import STEERINGS, training_steering
@@ -133,7 +133,7 @@ def _hyperparams(path: Path, policy: dict[str, Any], settings: dict[str, Any]) -
     steering = settings["steering"]
     spec = SteeringSpec(steering, settings["scale"], chunk, settings["gamma"], policy="")
     chunks = {"chunk": chunk, "gamma": spec.gamma, "obs_steps": policy["obs_steps"]}
-    steered = {"policy": str(path), "sampling_steps": settings["sampling_steps"]}
+    steered = {"policy": str(path)} | {name: settings[name] for name in ("sampling_steps", "openvino")}
     steered |= {"steering": steering, "scale": spec.scale, "chunk": chunk, "gamma": spec.gamma}
     result = {
         "policy": "MultiInputPolicy",
@@ -169,6 +169,7 @@ class Steered(VecSteering):
     :param gamma: Discount per env step
     :param chunk: h, None: the checkpoint's own
     :param sampling_steps: Of the flow; None: the checkpoint's own
+    :param openvino: Precision in which OpenVINO computes the policy; None: PyTorch does
     :raises CheckpointError: If the policy cannot be read
     :raises ValueError: If the policy does not fit
     """
@@ -182,8 +183,10 @@ class Steered(VecSteering):
         gamma: float,
         chunk: int | None = None,
         sampling_steps: int | None = None,
+        openvino: str | None = None,
     ) -> None:
-        frozen = load_policy(policy, chunk, device_of("auto"), sampling_steps)
+        settings = {"chunk": chunk, "sampling_steps": sampling_steps, "openvino": openvino}
+        frozen: Any = run_policy(policy, settings, "auto")
         frozen.env_id = None  # the environment's id names the method, too
         super().__init__(venv, STEERINGS[steering](frozen, scale), gamma)
 
