@@ -10,6 +10,8 @@ processes of their own; can with one, too, which leaves one of two cores to the 
 The ideal is the slower of simulator alone and updates alone, as if neither ever waited for the other, on as many cores
 as both want. Where there are fewer, all of them at work all the time is the limit: ``loop_of_cores``. Rates are medians
 over the blocks, in env steps of all environments per second of the clock.
+
+``--openvino float32`` lets OpenVINO compute the frozen policy, which takes its share of both ways.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 import zprl_sb3  # noqa: F401  # registers the environments
-from zprl_sb3.policy import FlowPolicy
+from zprl_sb3.openvino import PRECISIONS, with_openvino
+from zprl_sb3.policy import FlowPolicy, SteerablePolicy
 from zprl_sb3.pretrain.configuration import by_task, compose
 from zprl_sb3.robot_envs.rotations import rotation_6d
 from zprl_sb3.sac import SteeringSAC
@@ -97,7 +100,7 @@ class Way:
     :param overlap: Updates beside the rollouts
     """
 
-    def __init__(self, policy: FlowPolicy, env_id: str, observation: str, n_envs: int, overlap: bool) -> None:
+    def __init__(self, policy: SteerablePolicy, env_id: str, observation: str, n_envs: int, overlap: bool) -> None:
         settings = load_settings("zprl.yml", env_id, (), observation)
         steering = LatentSteering(policy, settings["scale"], settings["sample_latent"], random_crop=True)
         self.env = make(env_id, observation, n_envs, steering)
@@ -147,9 +150,12 @@ def simulate(env: VecSteering, bursts: int) -> float:
     return steps / (time.perf_counter() - start)
 
 
-def report(name: str, env_id: str, observation: str, n_envs: int, blocks: int, bursts: int) -> list[str]:
+def report(
+    name: str, env_id: str, observation: str, n_envs: int, blocks: int, bursts: int, precision: str | None = None
+) -> list[str]:
     """Return the lines of one task."""
-    policy = make_policy(env_id, observation)
+    policy: SteerablePolicy = make_policy(env_id, observation)
+    policy = policy if precision is None else with_openvino(policy, precision)
     ways = {overlap: Way(policy, env_id, observation, n_envs, overlap) for overlap in (False, True)}
     alone = make(env_id, observation, n_envs, LatentSteering(policy, 1.0))
     rates: dict[str, list[float]] = {way: [] for way in ("simulator", "updates", "sequential", "overlapped")}
@@ -191,12 +197,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the first task, one block of one burst: about a minute")
-    quick = parser.parse_args(argv).quick
+    parser.add_argument("--openvino", choices=PRECISIONS, help="who computes the policy; default: PyTorch")
+    args = parser.parse_args(argv)
     th.set_num_threads(1)
     results = []
-    for name, env_id, observation, n_envs in CASES[: 1 if quick else None]:
+    for name, env_id, observation, n_envs in CASES[: 1 if args.quick else None]:
         print(f"{name}, {observation} ...", flush=True)
-        results += report(name, env_id, observation, n_envs, 1 if quick else 5, 1 if quick else 4)
+        blocks, bursts = (1, 1) if args.quick else (5, 4)
+        results += report(name, env_id, observation, n_envs, blocks, bursts, args.openvino)
     print("\n".join(results))
     return 0
 

@@ -12,6 +12,7 @@ import torch as th
 
 from zprl_sb3.adapters import AdapterError, open_policy
 from zprl_sb3.adapters.robomimic import load
+from zprl_sb3.openvino import with_openvino
 
 FOLDER = Path(__file__).parent / "fixtures" / "robomimic"
 NAMES = ["object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
@@ -34,6 +35,8 @@ def test_deterministic_policies(name):
     actions = policy.act(policy.embed(obs))
     th.testing.assert_close(actions[:, 0], found["action"], atol=1e-5, rtol=0)
     assert found["action"].std(dim=0).min() > 0.01
+    compiled = with_openvino(policy)
+    th.testing.assert_close(compiled.act(compiled.embed(obs))[:, 0], found["action"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", GAUSSIANS)
