@@ -12,11 +12,11 @@ from typing import Any
 
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.diagnostics import Recorder
 from zprl_sb3.evaluation import NoSteering, evaluate, parallel_envs
 from zprl_sb3.files import read_rows, readable, write_json
 from zprl_sb3.learners import RETRAINED, SOE, learner
+from zprl_sb3.openvino import PRECISIONS
 from zprl_sb3.policy import SteerablePolicy
 from zprl_sb3.robot_envs import is_real
 from zprl_sb3.scripts import cli
@@ -24,7 +24,6 @@ from zprl_sb3.scripts.common import (
     add_device,
     add_seed,
     at_least,
-    device_of,
     make_arguments,
     new_parser,
     read_yaml,
@@ -89,6 +88,7 @@ def evaluate_base(
     videos: Videos | None = None,
     subprocess: bool = False,
     sampling_steps: int | None = None,
+    openvino: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate a base policy in the ways of :data:`WAYS` and return the results by name.
 
@@ -105,8 +105,10 @@ def evaluate_base(
     :param videos: Videos to write, those of the first way only
     :param subprocess: One process for each of up to 25 environments
     :param sampling_steps: K; the checkpoint's own where None
+    :param openvino: Precision in which OpenVINO computes the policy; None: PyTorch does
     """
-    policy = load_policy(checkpoint, chunk, device_of(device), sampling_steps)
+    settings = {"chunk": chunk, "sampling_steps": sampling_steps, "openvino": openvino}
+    policy = run_policy(checkpoint, settings, device)
     arguments = make_arguments(checkpoint, env_kwargs or {})
     results: dict[str, dict[str, Any]] = {}
     # A fine-tuned policy has no bottleneck. Somebody stands beside a real robot: only what steering starts from.
@@ -276,6 +278,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunk", type=at_least(1), help="h of a base policy; default: the checkpoint's own")
     parser.add_argument("--sampling-steps", type=at_least(1), help="K of a base policy; default: the checkpoint's own")
     parser.add_argument(
+        "--openvino", choices=PRECISIONS, help="let OpenVINO compute a base policy (a run has a setting for it)"
+    )
+    parser.add_argument(
         "--output",
         help="JSON file; default: evaluation.json or evaluation_zero_noise.json in a run's folder, "
         "base_evaluation.json beside a base policy's",
@@ -296,7 +301,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = evaluate_run(what, args.episodes, args.seed, args.noise, args.device, videos, args.subprocess)
         results = {"steered, zero noise" if zero else "steered": content}
     else:
-        given = {"chunk": args.chunk, "sampling_steps": args.sampling_steps, "subprocess": args.subprocess}
+        names = ("chunk", "sampling_steps", "subprocess", "openvino")
+        given = {name: getattr(args, name) for name in names}
         results = content = evaluate_base(what, args.episodes, args.seed, args.device, videos=videos, **given)
     write_json(output, content)
     print(table(results))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zprl_sb3.callbacks import SnapshotCallback, SteeringEvalCallback, load_snapshot, save_snapshot
     from zprl_sb3.checkpoint import CheckpointError, load_policy, save_policy
     from zprl_sb3.dppo import DPPO
+    from zprl_sb3.openvino import with_openvino
     from zprl_sb3.policy import FlowPolicy, FlowPolicyConfig, SteerablePolicy
     from zprl_sb3.pretrain.attaching import attach_bottleneck
     from zprl_sb3.reinflow import ReinFlow
@@ -40,6 +41,7 @@ __getattr__ = lazy_names(
         "callbacks": ("SnapshotCallback", "SteeringEvalCallback", "load_snapshot", "save_snapshot"),
         "checkpoint": ("CheckpointError", "load_policy", "save_policy"),
         "dppo": ("DPPO",),
+        "openvino": ("with_openvino",),
         "policy": ("FlowPolicy", "FlowPolicyConfig", "SteerablePolicy"),
         "pretrain.attaching": ("attach_bottleneck",),
         "reinflow": ("ReinFlow",),
@@ -76,6 +78,7 @@ __all__ = [
     "open_policy",
     "save_policy",
     "save_snapshot",
+    "with_openvino",
 ]
 
 register_envs()

@@ -158,6 +158,15 @@ def test_a_base_policy_may_be_sampled_with_more_steps(toy_policy: Path, tmp_path
     assert results[0] != results[1]
 
 
+def test_a_base_policy_may_be_computed_by_openvino(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+    results = []
+    for own in ([], ["--openvino", "float32"]):
+        file = tmp_path / f"{len(own)}.json"
+        assert zprl("evaluate", toy_policy, "--episodes", "8", *own, "--output", file)[0] == 0
+        results.append({name: way["success_rate"] for name, way in json.loads(file.read_text()).items()})
+    assert results[0] == results[1]
+
+
 def test_a_table_has_a_row_for_each_result() -> None:
     result = {"success_rate": 0.5, "ci95": (0.25, 0.75), "mean_length": 10.0, "mean_length_of_successes": 8.0}
     never = result | {"success_rate": 0.0, "mean_length_of_successes": None}
