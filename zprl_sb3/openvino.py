@@ -31,9 +31,9 @@ Function = Callable[..., tuple[th.Tensor, ...]]
 def with_openvino(policy: SteerablePolicy, precision: str = "float32") -> SteerablePolicy:
     """Return a frozen policy that is computed by OpenVINO and is otherwise the same: chunk, fingerprint, attributes.
 
-    In float32 it differs in the last digits. In bfloat16, where the processor has it, actions differ by about a
-    hundredth of their range. Networks are compiled at the first call for each number of environments, in seconds, with
-    as many threads as PyTorch has then.
+    In float32 it differs in the last digits. In bfloat16, where the processor has it, actions differ by up to three
+    hundredths of the largest. Networks are compiled at the first call for each number of environments, in seconds,
+    with as many threads as PyTorch has then.
 
     :param policy: On a CPU
     :param precision: ``"float32"`` or ``"bfloat16"``
