@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, cast
 
@@ -58,6 +59,13 @@ def _openvino() -> ModuleType:
     except ImportError as error:
         raise ImportError("OpenVINO is not installed: pip install 'zprl-sb3[openvino]'") from error
     return cast(ModuleType, openvino)
+
+
+@lru_cache
+def _core() -> Any:
+    # One, kept: each has a stack for signals, and where several end in the order in which they began, the next Ctrl-C
+    # or SIGTERM finds that of one which is gone, and ends the process.
+    return _openvino().Core()
 
 
 class _Delegate:
@@ -151,7 +159,7 @@ class _Graph:
         try:
             with _Rewriting(), _without_warnings():
                 model = openvino.convert_model(_Module(self.function), example_input=inputs, input=shapes)
-            request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+            request = _core().compile_model(model, "CPU", settings).create_infer_request()
         except Exception as error:
             reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
             raise RuntimeError(f"OpenVINO cannot compile this policy, use it without: {reason}") from error

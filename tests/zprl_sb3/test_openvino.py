@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import signal
 import sys
 from typing import Any
 
@@ -162,6 +164,19 @@ def test_without_openvino_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"pip install 'zprl-sb3\[openvino\]'"):
         with_openvino(tiny_policy())
+
+
+def test_signals_arrive_after_policies_came_and_went() -> None:
+    graphs = [openvino._Graph(lambda x, k=k: (x + k,), "float32") for k in range(2)]
+    for graph in graphs:
+        graph(th.zeros(1))
+    del graph
+    graphs.pop(0)
+    gc.collect()
+    graphs.pop()
+    gc.collect()
+    with pytest.raises(KeyboardInterrupt):  # not: the process ends
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_nothing_is_reported_to_anyone() -> None:
