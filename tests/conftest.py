@@ -18,10 +18,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch as th
+from absl.logging import get_absl_handler
 
 # A job in the background ignores Ctrl-C and so would every program that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 th.set_num_threads(1)
+# TensorBoard and OpenVINO load this handler, which would take pytest's capture for its own file, and close it.
+get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session")
