@@ -131,8 +131,9 @@ def run_policy(checkpoint: str | Path, settings: dict[str, Any], device: str) ->
     from zprl_sb3.checkpoint import load_policy
     from zprl_sb3.openvino import with_openvino
 
-    policy = load_policy(checkpoint, settings["chunk"], device_of(device), settings.get("sampling_steps"))
     precision = settings.get("openvino")
+    where = "cpu" if precision is not None and device == "auto" else device
+    policy = load_policy(checkpoint, settings["chunk"], device_of(where), settings.get("sampling_steps"))
     return policy if precision is None else with_openvino(policy, precision)
 
 

@@ -297,6 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = what / f"evaluation{'_zero_noise' * zero}.json" if is_run else base_evaluation(what)
     output = Path(args.output or default)
     videos = Videos(output.parent / ("videos_zero_noise" if zero else "videos"), args.video) if args.video else None
+    if is_run and args.openvino:
+        parser().error(f"--openvino is for base policies: {what} has its own setting of it")
     if is_run:
         content = evaluate_run(what, args.episodes, args.seed, args.noise, args.device, videos, args.subprocess)
         results = {"steered, zero noise" if zero else "steered": content}
