@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from zprl_sb3.bottleneck import Bottleneck
 from zprl_sb3.checkpoint import load_policy
 from zprl_sb3.normalizer import Normalizer
 from zprl_sb3.policy import SteerablePolicy, image_keys, missing_members
+from zprl_sb3.wrappers.chunking import by_key
 from zprl_sb3.wrappers.spec import Scale, SteeringSpec
 
 Array = NDArray[np.float32]
@@ -160,6 +162,22 @@ class Steering(ABC):
             actions = self._generate(context, anchor, noise)
         chunk: Array = actions[:, : policy.chunk].cpu().numpy()
         return chunk
+
+    def warm_up(self, space: spaces.Space[Any], count: int) -> None:
+        """Make a chunk for so many environments that nobody executes, so that no robot waits for what comes but once.
+
+        What a policy compiles or arranges at its first call takes longer than a call. Nobody's seed is touched.
+
+        :param space: Of one environment's raw observations
+        :param count: How many environments there will be
+        """
+        space = copy.deepcopy(space)
+        space.seed(0)
+        samples = [by_key(space.sample()) for _ in range(count)]
+        rngs = [np.random.default_rng(0)] * count
+        with th.random.fork_rng([self.policy.device] if self.policy.device.type == "cuda" else []):
+            shown = self.observe({key: np.stack([sample[key] for sample in samples]) for key in samples[0]}, rngs)
+            self.act(shown, np.zeros((count, self.anchor_dim), np.float32), rngs)
 
     def step(self, delta: Array) -> Array:
         """Return λΔz (B, d)."""

@@ -40,6 +40,7 @@ class SteeringWrapper(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self.action_space = steering.action_space
         self._rng = np.random.default_rng()
         self._observation: dict[str, Array] = {}
+        steering.warm_up(self.env.observation_space, 1)
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]  # as Gymnasium's own wrappers have it

@@ -42,6 +42,7 @@ class VecSteering(VecEnvWrapper):
         # They may have been seeded before: SB3's make_vec_env does so.
         self._pending_seeds: Sequence[int | None] = list(venv.unwrapped._seeds)
         self._observation: dict[str, Array] = {}
+        steering.warm_up(venv.observation_space, venv.num_envs)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed layouts and flow noise; environment i gets seed + i at the next reset."""

@@ -1,4 +1,4 @@
-"""Frozen policies computed by OpenVINO: on a CPU two to ten times as fast as by PyTorch, where few act at once.
+"""Frozen policies computed by OpenVINO: on a CPU at least twice as fast as by PyTorch, where few act at once.
 
 A policy that acts for one robot spends most of its time between the matrix products: calls, rearranged weights, layers
 one by one. OpenVINO compiles all of it once, with weights packed for the processor, in a few seconds.
@@ -6,6 +6,7 @@ one by one. OpenVINO compiles all of it once, with weights packed for the proces
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,8 +34,8 @@ def with_openvino(policy: SteerablePolicy, precision: str = "float32") -> Steera
     """Return a frozen policy that is computed by OpenVINO and is otherwise the same: chunk, fingerprint, attributes.
 
     In float32 it differs in the last digits. In bfloat16, where the processor has it, actions differ by up to three
-    hundredths of the largest. Networks are compiled at the first call for each number of rows, in seconds, with as
-    many threads as PyTorch has then.
+    hundredths of the largest. Networks are compiled at the first call, in seconds, with as many threads as PyTorch has
+    then; for numbers of rows that differ much from those of earlier calls anew.
 
     :param policy: On a CPU
     :param precision: ``"float32"`` or ``"bfloat16"``
@@ -113,12 +114,18 @@ class _Compiled(_Delegate):
     def freeze(self) -> _Compiled:
         return self
 
+    def eval(self) -> _Compiled:
+        return self
+
 
 class _CompiledBottleneck(_Delegate):
     def __init__(self, bottleneck: Bottleneck, precision: str) -> None:
         super().__init__(bottleneck)
         self._encode = _Graph(bottleneck.encode, precision)
-        self._decode = _Graph(lambda latent: (bottleneck.decode(latent),), precision)
+        self._decode = _Graph(self._condition, precision)
+
+    def _condition(self, latent: th.Tensor) -> tuple[th.Tensor, ...]:
+        return (self.inner.decode(latent),)
 
     def encode(self, context: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         mean, std = self._encode(context)
@@ -137,7 +144,7 @@ class _Graph:
 
     def __init__(self, function: Function, precision: str) -> None:
         self.function, self.precision = function, precision
-        self.compiled: dict[Any, Function] = {}
+        self.compiled: dict[Any, dict[int, Function]] = {}  # by all but the rows, then by rows
 
     @th.no_grad()
     def __call__(self, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
@@ -145,15 +152,28 @@ class _Graph:
 
         :raises RuntimeError: If OpenVINO cannot compile the function, or then computes something else
         """
-        if not 0 < len(inputs[0]) <= MOST:
+        rows = len(inputs[0])
+        if not 0 < rows <= MOST:
             return self.function(*inputs)
-        kinds = tuple((x.shape, x.dtype) for x in inputs)
-        if kinds not in self.compiled:
+        compiled = self.compiled.setdefault(tuple((x.shape[1:], x.dtype) for x in inputs), {})
+        if rows not in compiled:
+            # The last observations of episodes come with the first of the next: not a graph for each such number.
+            if fewer := next((count for count in compiled if count < rows <= 2 * count), None):
+                return self._in_two_turns(compiled[fewer], fewer, inputs)
             expected = self.function(*inputs)  # first: what a policy computes once and keeps is to be a constant
-            compiled = self._compile(inputs)
-            self._check(compiled(*inputs), expected)
-            self.compiled[kinds] = compiled
-        return self.compiled[kinds](*inputs)
+            new = self._compile(inputs)
+            self._check(new(*inputs), expected)
+            compiled[rows] = new
+        return compiled[rows](*inputs)
+
+    def _in_two_turns(self, compiled: Function, count: int, inputs: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
+        """Return the results of the first ``count`` rows, and of those that remain of the last ``count`` rows."""
+        rows = len(inputs[0])
+        first, last = compiled(*(x[:count] for x in inputs)), compiled(*(x[rows - count :] for x in inputs))
+        return tuple(th.cat([a, b[2 * count - rows :]]) for a, b in zip(first, last, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"compiled": {}}  # which another process compiles itself
 
     def _compile(self, inputs: tuple[th.Tensor, ...]) -> Function:
         openvino = _openvino()
@@ -165,7 +185,7 @@ class _Graph:
         }
         shapes = [tuple(x.shape) for x in inputs]
         try:
-            with _Rewriting(), _without_warnings():
+            with _Rewriting(), _quietly():
                 example = tuple(map(_other, inputs))
                 model = openvino.convert_model(_Module(self.function), example_input=example, input=shapes)
             request = _core().compile_model(model, "CPU", settings).create_infer_request()
@@ -239,8 +259,15 @@ def _group_norm(
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence the tracer's: what it takes for constants are shapes, for which a graph is compiled."""
+def _quietly() -> Iterator[None]:
+    """Silence the tracer's warnings: what it takes for constants are shapes, for which a graph is compiled.
+
+    The root logger keeps its level, which a conversion that fails would leave at another.
+    """
+    level = logging.root.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            logging.root.setLevel(level)

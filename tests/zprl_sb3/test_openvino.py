@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import logging
+import pickle
 import subprocess
 import sys
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
 from torch import nn
 
-from helpers import image_policy, random_observations, steered_points, tiny_model, tiny_policy
+from helpers import POINT, TIME_LIMIT, image_policy, random_observations, steered_points, tiny_model, tiny_policy
 from zprl_sb3 import openvino
 from zprl_sb3.checkpoint import save_policy
 from zprl_sb3.normalizer import Normalizer
@@ -20,6 +24,7 @@ from zprl_sb3.policy import FlowPolicy, missing_members
 from zprl_sb3.scripts.common import run_policy
 from zprl_sb3.settings import check_options, load_settings
 from zprl_sb3.vision import resnet_trunk
+from zprl_sb3.wrappers import LatentSteeringWrapper
 
 POLICIES = {
     "vectors": lambda: tiny_policy(by_key=True, encoder_sizes=(8, 8)),
@@ -44,7 +49,7 @@ def test_all_that_a_policy_computes_is_the_same(kind: str) -> None:
     compiled = with_openvino(policy)
     assert not missing_members(compiled)
     assert compiled.bottleneck is not None
-    for count in (1, 3, 1):
+    for count in (2, 3, 4, 1):
         obs = random_observations(policy, count)
         context, noise = policy.embed(obs), th.randn(count, *policy.noise_shape)
         mean, std = policy.bottleneck.encode(context)
@@ -55,7 +60,34 @@ def test_all_that_a_policy_computes_is_the_same(kind: str) -> None:
         assert_same(compiled.bottleneck.decode(mean), condition)
         assert_same(compiled.act(condition, noise), policy.act(condition, noise))
     graphs: Any = compiled
-    assert len(graphs._act.compiled) == len(graphs._embed.compiled) == len(graphs.bottleneck._encode.compiled) == 2
+    assert sizes(graphs._embed) == sizes(graphs._act) == sizes(graphs.bottleneck._encode) == [2, 1]
+
+
+def sizes(graph: Any) -> list[int]:
+    """Return the numbers of rows that something is compiled for."""
+    return [rows for compiled in graph.compiled.values() for rows in compiled]
+
+
+def test_environments_have_it_compiled_before_anyone_waits_for_a_chunk() -> None:
+    policies: list[Any] = [with_openvino(tiny_policy()) for _ in range(2)]
+    alone = LatentSteeringWrapper(gym.make(POINT), policies[0], 0.1)
+    both = steered_points(policy=policies[1], seeded_episodes=True)
+    before = [all_sizes(policy) for policy in policies]
+    assert before == [[1] * 4, [2] * 4]
+    alone.reset()
+    both.reset()
+    dones = []
+    for _ in range(TIME_LIMIT):  # chunks of 2: until all episodes have ended
+        dones.append(both.step(np.zeros((2, 3), np.float32))[2])
+        if any(alone.step(np.zeros(3, np.float32))[2:4]):
+            alone.reset()
+    assert np.any(dones)
+    assert [all_sizes(policy) for policy in policies] == before
+
+
+def all_sizes(policy: Any) -> list[int]:
+    graphs = policy._embed, policy.bottleneck._encode, policy.bottleneck._decode, policy._act
+    return [rows for graph in graphs for rows in sizes(graph)]
 
 
 def fit(normalizer: Normalizer) -> None:
@@ -99,7 +131,11 @@ def test_it_is_the_same_policy_to_all_others() -> None:
     policy = tiny_policy(env_id="zprl/Push-v0")
     compiled: Any = with_openvino(policy)
     assert (compiled.fingerprint(), compiled.chunk, compiled.env_id) == (policy.fingerprint(), 2, "zprl/Push-v0")
-    assert copy.deepcopy(compiled).horizon == policy.horizon
+    context = compiled.embed(random_observations(policy, 1))
+    for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert other.horizon == policy.horizon
+        assert_same(other.bottleneck.encode(context)[0], compiled.bottleneck.encode(context)[0])
+    assert compiled.eval() is compiled
     with pytest.raises(AttributeError, match="nonsense"):
         _ = compiled.nonsense
 
@@ -153,11 +189,14 @@ def test_what_decides_by_values_is_refused(decides: Any) -> None:
 
 
 def test_what_cannot_be_compiled_is_refused() -> None:
+    level = logging.root.level
+
     def odd(x: th.Tensor) -> tuple[th.Tensor]:
         return (th.special.airy_ai(x),)
 
     with pytest.raises(RuntimeError, match="OpenVINO cannot compile this policy, use it without"):
         openvino._Graph(odd, "float32")(th.zeros(2, 3))
+    assert logging.root.level == level
 
 
 def test_wrong_arguments_are_refused() -> None:
