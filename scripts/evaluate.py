@@ -30,7 +30,7 @@ from zprl_sb3.scripts.common import (
     run_policy,
 )
 from zprl_sb3.seeds import FINAL_SEED
-from zprl_sb3.settings import AUTO
+from zprl_sb3.settings import AUTO, check_openvino
 from zprl_sb3.wrappers import (
     EmbeddingSteering,
     EpisodeVideo,
@@ -118,7 +118,7 @@ def evaluate_base(
         wanted = None if results else videos
         kept = Path(checkpoint).parent / KEPT
         result = _evaluate(NoSteering(), policy, steering, episodes, seed, arguments, wanted, subprocess, kept)
-        results[name] = result | {"policy": str(checkpoint), "model": None, "scale": None}
+        results[name] = result | {"policy": str(checkpoint), "model": None, "scale": None, "openvino": openvino}
     return results
 
 
@@ -130,6 +130,7 @@ def evaluate_run(
     device: str = "auto",
     videos: Videos | None = None,
     subprocess: bool = False,
+    openvino: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate the final model of a run folder with the actor's mean and the posterior's mean.
 
@@ -140,12 +141,16 @@ def evaluate_run(
     :param device: ``cpu``, ``cuda`` or ``auto``
     :param videos: Videos to write
     :param subprocess: One process for each of up to 25 environments
+    :param openvino: Precision in which OpenVINO computes the base policy; None: as in the run
     :return: success_rate, ci95, episodes, seeds, mean_length (env steps), policy, model, scale, steering diagnostics
     :raises FileNotFoundError: If the run has no final model
-    :raises ValueError: For zero noise where the noise is what is steered
+    :raises ValueError: For zero noise where the noise is what is steered, and for OpenVINO after fine-tuning
     """
     run = Path(run)
     recorded = read_yaml(run / "run.yml")
+    if openvino is not None:
+        recorded["settings"] |= {"openvino": openvino}
+        check_openvino({"learner": "sac"} | recorded["settings"])
     load = _retrained if recorded["settings"].get("learner") == SOE else _steered
     model, policy, steering = load(run, recorded, noise, device)
     arguments = make_arguments(run / "policy", recorded["settings"]["env_kwargs"])
@@ -156,6 +161,7 @@ def evaluate_run(
     result |= {"policy": str(run / "policy"), "model": str(run / "model.zip"), "scale": scale}
     if load is _retrained:
         result |= {"policy": str(run / RETRAINED), "model": None, "scale": None}
+    result["openvino"] = recorded["settings"].get("openvino")
     return result | {"steering": recorder.diagnose(steering), "env_steps": _env_steps(run)}
 
 
@@ -278,7 +284,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunk", type=at_least(1), help="h of a base policy; default: the checkpoint's own")
     parser.add_argument("--sampling-steps", type=at_least(1), help="K of a base policy; default: the checkpoint's own")
     parser.add_argument(
-        "--openvino", choices=PRECISIONS, help="let OpenVINO compute a base policy (a run has a setting for it)"
+        "--openvino", choices=PRECISIONS, help="let OpenVINO compute the base policy; default: as in the run, or not"
     )
     parser.add_argument(
         "--output",
@@ -297,10 +303,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = what / f"evaluation{'_zero_noise' * zero}.json" if is_run else base_evaluation(what)
     output = Path(args.output or default)
     videos = Videos(output.parent / ("videos_zero_noise" if zero else "videos"), args.video) if args.video else None
-    if is_run and args.openvino:
-        parser().error(f"--openvino is for base policies: {what} has its own setting of it")
     if is_run:
-        content = evaluate_run(what, args.episodes, args.seed, args.noise, args.device, videos, args.subprocess)
+        content = evaluate_run(
+            what, args.episodes, args.seed, args.noise, args.device, videos, args.subprocess, args.openvino
+        )
         results = {"steered, zero noise" if zero else "steered": content}
     else:
         names = ("chunk", "sampling_steps", "subprocess", "openvino")

@@ -252,8 +252,7 @@ def check_options(settings: dict[str, Any]) -> None:
         asked = [name for name in asked if name != "demonstrations"]
     if asked and (settings["steering"], settings["learner"]) != ("latent", "sac"):
         raise ValueError(f"{' and '.join(asked)}: with steering latent and learner sac only")
-    if settings["openvino"] is not None and settings["learner"] in FINE_TUNING:
-        raise ValueError(f"openvino={settings['openvino']}: for policies that stay as they are, not for fine-tuning")
+    check_openvino(settings)
     own, chunks = settings["algorithm"], settings["n_timesteps"]
     if own.get("critic_warmup") and chunks <= (warm_up := own["critic_warmup"] * own["n_steps"] * settings["n_envs"]):
         raise ValueError(
@@ -261,6 +260,12 @@ def check_options(settings: dict[str, Any]) -> None:
             f"{own['n_steps']} x {settings['n_envs']} chunks = {warm_up}, and the policy would never learn: raise it, "
             "or lower algorithm.n_steps, algorithm.critic_warmup or n_envs"
         )
+
+
+def check_openvino(settings: dict[str, Any]) -> None:
+    """Raise a ValueError if OpenVINO is asked for where the policy does not stay as it is."""
+    if settings["openvino"] is not None and settings["learner"] in FINE_TUNING:
+        raise ValueError(f"openvino={settings['openvino']}: for policies that stay as they are, not for fine-tuning")
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,8 @@ import yaml
 from helpers import push_policy
 from programs import train_command
 from zprl_sb3.checkpoint import load_policy, save_policy
+from zprl_sb3.openvino import with_openvino
+from zprl_sb3.policy import SteerablePolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.scripts.evaluate import WAYS, evaluate_base, evaluate_run, table
 
@@ -38,6 +40,7 @@ KEYS = {
     "noise",
     "chunk",
     "env_id",
+    "openvino",
 }
 
 
@@ -158,13 +161,44 @@ def test_a_base_policy_may_be_sampled_with_more_steps(toy_policy: Path, tmp_path
     assert results[0] != results[1]
 
 
-def test_a_base_policy_may_be_computed_by_openvino(toy_policy: Path, tmp_path: Path, zprl: Any) -> None:
+def test_a_base_policy_may_be_computed_by_openvino(
+    toy_policy: Path, tmp_path: Path, compiled: list[str], zprl: Any
+) -> None:
     results = []
     for own in ([], ["--openvino", "float32"]):
         file = tmp_path / f"{len(own)}.json"
         assert zprl("evaluate", toy_policy, "--episodes", "8", *own, "--output", file)[0] == 0
-        results.append({name: way["success_rate"] for name, way in json.loads(file.read_text()).items()})
+        found = json.loads(file.read_text())
+        results.append({name: way["success_rate"] for name, way in found.items()})
+        assert {way["openvino"] for way in found.values()} == {own[-1] if own else None}
     assert results[0] == results[1]
+    assert len(compiled) == 1
+
+
+def test_a_run_s_policy_may_be_computed_by_openvino_in_evaluations_only(
+    run: Path, compiled: list[str], zprl: Any
+) -> None:
+    for own, expected in ([], None), (["--openvino", "bfloat16"], "bfloat16"):
+        assert zprl("evaluate", run, "--episodes", "2", *own)[0] == 0
+        assert json.loads((run / "evaluation.json").read_text())["openvino"] == expected
+    assert compiled == ["bfloat16"]
+    recorded = yaml.safe_load((run / "run.yml").read_text())
+    (run / "run.yml").write_text(yaml.safe_dump(recorded | {"settings": recorded["settings"] | {"learner": "dppo"}}))
+    code, _, err = zprl("evaluate", run, "--episodes", "2", "--openvino", "float32")
+    assert (code, "not for fine-tuning" in err) == (1, True)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the precision of each policy that OpenVINO is asked to compute."""
+    asked: list[str] = []
+
+    def noted(policy: SteerablePolicy, precision: str = "float32") -> SteerablePolicy:
+        asked.append(precision)
+        return with_openvino(policy, precision)
+
+    monkeypatch.setattr("zprl_sb3.openvino.with_openvino", noted)
+    return asked
 
 
 def test_a_table_has_a_row_for_each_result() -> None:

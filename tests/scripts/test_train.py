@@ -527,7 +527,7 @@ def test_a_finished_run_goes_on_with_more_chunks(toy_run: Path, toy_policy: Path
     output = tmp_path / "run"
     shutil.copytree(toy_run, output)
     before = read_rows(output / "evaluations.csv")
-    code, out, _ = zprl(*train_command(toy_policy, output, "n_timesteps=100"))
+    code, out, _ = zprl(*train_command(toy_policy, output, "n_timesteps=100", "openvino=float32"))
     assert code == 0
     assert f"Going on from {int(before[-1]['env_steps'])} env steps" in out
     assert_complete(output, 100)
