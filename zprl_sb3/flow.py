@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -10,8 +11,8 @@ from torch.nn import functional as F
 
 LEVELS = 100  # training times are {1/LEVELS, 2/LEVELS, ..., 1}
 
-Velocity = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
-"""v(a^k, k, condition): (B, T, A), (B,), (B, C) -> (B, T, A)."""
+Velocity = Callable[[th.Tensor, th.Tensor, Any], th.Tensor]
+"""v(a^k, k, condition): (B, T, A), (B,), (B, C) or what a network has made of it -> (B, T, A)."""
 
 
 def sample_times(batch_size: int, device: th.device, generator: th.Generator | None = None) -> th.Tensor:
@@ -45,7 +46,7 @@ def time_grid(steps: int) -> list[float]:
     return [1.0 - (1.0 - last) * step / max(1, steps - 1) for step in range(steps)] + [0.0]
 
 
-def sample(velocity: Velocity, noise: th.Tensor, condition: th.Tensor, steps: int) -> th.Tensor:
+def sample(velocity: Velocity, noise: th.Tensor, condition: Any, steps: int) -> th.Tensor:
     """Integrate the flow from noise (B, T, A) to an action chunk (B, T, A) with Euler's rule.
 
     a^{k_m} = a^{k_{m+1}} - (k_{m+1} - k_m) v(a^{k_{m+1}}, k_{m+1}, c)

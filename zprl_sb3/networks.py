@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch as th
 from torch import nn
+from torch.nn import functional as F
 
 from zprl_sb3.convolutions import Conv1d, ConvTranspose1d
 from zprl_sb3.flow import LEVELS
+
+Film = list[th.Tensor]
+"""What a condition contributes to the FiLM layers, one tensor (B, 2 O) for each in the order in which they run."""
 
 KERNEL = 5
 MAX_GROUPS, MIN_GROUP_SIZE = 8, 16
@@ -49,17 +54,29 @@ def _conv_block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with FiLM (scale and bias per channel) between them, and a skip connection."""
+    """Two convolutions with FiLM (scale and bias per channel) between them, and a skip connection.
 
-    def __init__(self, inputs: int, outputs: int, condition_dim: int) -> None:
+    FiLM is linear in Mish of [time, condition]. The condition's part stays the same from step to step of a sampler.
+    """
+
+    film: Any
+
+    def __init__(self, inputs: int, outputs: int, time_dim: int, condition_dim: int) -> None:
         super().__init__()
+        self.time_dim = time_dim
         self.first = _conv_block(inputs, outputs)
         self.second = _conv_block(outputs, outputs)
-        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition_dim, 2 * outputs))
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(time_dim + condition_dim, 2 * outputs))
         self.skip = Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: th.Tensor, condition: th.Tensor) -> th.Tensor:
-        scale, bias = self.film(condition)[:, :, None].chunk(2, dim=1)
+    def of_condition(self, condition: th.Tensor) -> th.Tensor:
+        """Return the condition's part of FiLM (B, 2 O), from Mish of it (B, C)."""
+        return F.linear(condition, self.film[1].weight[:, self.time_dim :], self.film[1].bias)
+
+    def forward(self, x: th.Tensor, time: th.Tensor, of_condition: th.Tensor) -> th.Tensor:
+        """Return (B, O, L) for x (B, I, L), Mish of the time's embedding and the condition's part."""
+        film = th.addmm(of_condition, time, self.film[1].weight[:, : self.time_dim].t())
+        scale, bias = film[:, :, None].chunk(2, dim=1)
         output: th.Tensor = self.second(scale * self.first(x) + bias) + self.skip(x)
         return output
 
@@ -78,43 +95,48 @@ class ConditionalUnet1d(nn.Module):
 
     def __init__(self, action_dim: int, condition_dim: int, widths: Sequence[int], time_dim: int = 128) -> None:
         super().__init__()
-        film_dim = time_dim + condition_dim
         self.time_embedding = TimeEmbedding(time_dim)
         levels = list(zip([action_dim, *widths[:-1]], widths, strict=True))
-        self.down = nn.ModuleList(_level(inputs, outputs, film_dim) for inputs, outputs in levels)
+        self.down = nn.ModuleList(_level(inputs, outputs, time_dim, condition_dim) for inputs, outputs in levels)
         self.downsample = nn.ModuleList(Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
-        self.middle = _level(widths[-1], widths[-1], film_dim)
+        self.middle = _level(widths[-1], widths[-1], time_dim, condition_dim)
         self.upsample = nn.ModuleList(
             ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in reversed(widths[1:])
         )
         self.up = nn.ModuleList(
-            _level(below + skip, skip, film_dim)
+            _level(below + skip, skip, time_dim, condition_dim)
             for below, skip in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
         )
         self.head = nn.Sequential(_conv_block(widths[0], widths[0]), Conv1d(widths[0], action_dim, 1))
 
-    def forward(self, actions: th.Tensor, times: th.Tensor, condition: th.Tensor) -> th.Tensor:
-        """Return the velocity (B, T, A) at noisy actions (B, T, A), times (B,) and condition (B, C)."""
-        film = th.cat([self.time_embedding(times), condition], dim=1)
+    def film(self, condition: th.Tensor) -> Film:
+        """Return what a condition (B, C) contributes to all FiLM layers, once for all times."""
+        activated = F.mish(condition)
+        return [block.of_condition(activated) for block in self.modules() if isinstance(block, ResidualBlock)]
+
+    def forward(self, actions: th.Tensor, times: th.Tensor, condition: th.Tensor | Film) -> th.Tensor:
+        """Return the velocity (B, T, A) at noisy actions (B, T, A), times (B,) and condition (B, C), or its film."""
+        film = iter(self.film(condition) if isinstance(condition, th.Tensor) else condition)
+        time = F.mish(self.time_embedding(times))
         x = actions.transpose(1, 2)
         skips: list[th.Tensor] = []
         for index, level in enumerate(self.down):
-            x = _run(level, x, film)
+            x = _run(level, x, time, film)
             if index < len(self.downsample):
                 skips.append(x)
                 x = self.downsample[index](x)
-        x = _run(self.middle, x, film)
+        x = _run(self.middle, x, time, film)
         for upsample, level in zip(self.upsample, self.up, strict=True):
-            x = _run(level, th.cat([upsample(x), skips.pop()], dim=1), film)
+            x = _run(level, th.cat([upsample(x), skips.pop()], dim=1), time, film)
         output: th.Tensor = self.head(x).transpose(1, 2)
         return output
 
 
-def _level(inputs: int, outputs: int, film_dim: int) -> nn.ModuleList:
-    return nn.ModuleList([ResidualBlock(inputs, outputs, film_dim), ResidualBlock(outputs, outputs, film_dim)])
+def _level(inputs: int, outputs: int, *film_dims: int) -> nn.ModuleList:
+    return nn.ModuleList([ResidualBlock(inputs, outputs, *film_dims), ResidualBlock(outputs, outputs, *film_dims)])
 
 
-def _run(level: nn.Module, x: th.Tensor, film: th.Tensor) -> th.Tensor:
+def _run(level: nn.Module, x: th.Tensor, time: th.Tensor, film: Iterator[th.Tensor]) -> th.Tensor:
     for block in level.children():
-        x = block(x, film)
+        x = block(x, time, next(film))
     return x

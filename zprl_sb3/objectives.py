@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch as th
 
@@ -16,7 +17,7 @@ from zprl_sb3.diffusion import Denoiser, Diffusion
 from zprl_sb3.flow import LEVELS, Velocity, flow_loss, sample, time_grid
 
 Network = Velocity
-"""Prediction from noisy actions, time k and condition: (B, T, A), (B,), (B, C) -> (B, T, A)."""
+"""Prediction from noisy actions, time k and condition: (B, T, A), (B,), (B, C) or made of it -> (B, T, A)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class FlowMatching:
         """Return ||v(a^k, k, c) - (w - a)||²."""
         return flow_loss(network, actions, noise, times, condition)
 
-    def sample(self, network: Network, noise: th.Tensor, condition: th.Tensor) -> th.Tensor:
+    def sample(self, network: Network, noise: th.Tensor, condition: Any) -> th.Tensor:
         """Return a^0 by Euler's rule."""
         return sample(network, noise, condition, self.steps)
 
@@ -82,7 +83,7 @@ class Denoising:
         """Return ||x_0(x_t, k, c) - a||² with t = 100 k - 1."""
         return self.diffusion.loss(_denoiser(network, condition), actions, noise, times)
 
-    def sample(self, network: Network, noise: th.Tensor, condition: th.Tensor) -> th.Tensor:
+    def sample(self, network: Network, noise: th.Tensor, condition: Any) -> th.Tensor:
         """Return x_0 by DDIM with η = 0."""
         return self.diffusion.sample(_denoiser(network, condition), noise)
 
@@ -92,7 +93,7 @@ def time_of(t: th.Tensor) -> th.Tensor:
     return (t + 1) / LEVELS
 
 
-def _denoiser(network: Network, condition: th.Tensor) -> Denoiser:
+def _denoiser(network: Network, condition: Any) -> Denoiser:
     return lambda x, t: network(x, time_of(t), condition)
 
 

@@ -257,7 +257,7 @@ class FlowPolicy(nn.Module):
         """
         if noise is None:
             noise = th.randn((len(condition), *self.noise_shape), generator=generator, device=condition.device)
-        return self.action_normalizer.inverse(self.objective.sample(self.unet, noise, condition))
+        return self.action_normalizer.inverse(self.objective.sample(self.unet, noise, self.unet.film(condition)))
 
     @property
     def target_steps(self) -> range:

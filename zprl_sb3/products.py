@@ -12,6 +12,7 @@ import torch as th
 from torch.nn import functional as F
 
 WORTHWHILE = 16  # rows and columns of weights; for narrower ones a call of oneDNN takes longer than the product
+MANY = 32  # rows of x; for fewer, oneDNN takes longer to arrange the weights than to multiply by them
 
 
 def _find_onednn() -> Callable[..., th.Tensor] | None:
@@ -30,7 +31,7 @@ def onednn_is_faster(x: th.Tensor) -> bool:
 
 def product(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     """Return x Wᵀ + b (B, out) for x (B, in) and W (out, in). It has no gradient."""
-    if _onednn is None or not (_is_worthwhile(x, weight) and _is_dense(x)):
+    if _onednn is None or len(x) < MANY or not (_is_worthwhile(x, weight) and _is_dense(x)):
         return F.linear(x, weight, bias)
     return _onednn(x, weight, bias, "none", [], "")
 
