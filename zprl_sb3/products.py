@@ -31,7 +31,7 @@ def onednn_is_faster(x: th.Tensor) -> bool:
 
 def product(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     """Return x Wᵀ + b (B, out) for x (B, in) and W (out, in). It has no gradient."""
-    if _onednn is None or len(x) < MANY or not (_is_worthwhile(x, weight) and _is_dense(x)):
+    if _onednn is None or x.shape[0] < MANY or not (_is_worthwhile(x, weight) and _is_dense(x)):
         return F.linear(x, weight, bias)
     return _onednn(x, weight, bias, "none", [], "")
 
