@@ -66,6 +66,9 @@ WAYS: dict[str, tuple[type[Steering], NoiseKind]] = {
 }
 
 
+NONE = "none"  # for --openvino: PyTorch, whatever the run has
+
+
 @dataclass(frozen=True)
 class Videos:
     """Videos of the first episodes of an evaluation.
@@ -107,6 +110,7 @@ def evaluate_base(
     :param sampling_steps: K; the checkpoint's own where None
     :param openvino: Precision in which OpenVINO computes the policy; None: PyTorch does
     """
+    openvino = None if openvino == NONE else openvino
     settings = {"chunk": chunk, "sampling_steps": sampling_steps, "openvino": openvino}
     policy = run_policy(checkpoint, settings, device)
     arguments = make_arguments(checkpoint, env_kwargs or {})
@@ -141,7 +145,7 @@ def evaluate_run(
     :param device: ``cpu``, ``cuda`` or ``auto``
     :param videos: Videos to write
     :param subprocess: One process for each of up to 25 environments
-    :param openvino: Precision in which OpenVINO computes the base policy; None: as in the run
+    :param openvino: Precision in which OpenVINO computes the base policy, or ``"none"``; None: as in the run
     :return: success_rate, ci95, episodes, seeds, mean_length (env steps), policy, model, scale, steering diagnostics
     :raises FileNotFoundError: If the run has no final model
     :raises ValueError: For zero noise where the noise is what is steered, and for OpenVINO after fine-tuning
@@ -149,7 +153,7 @@ def evaluate_run(
     run = Path(run)
     recorded = read_yaml(run / "run.yml")
     if openvino is not None:
-        recorded["settings"] |= {"openvino": openvino}
+        recorded["settings"] |= {"openvino": None if openvino == NONE else openvino}
         check_openvino({"learner": "sac"} | recorded["settings"])
     load = _retrained if recorded["settings"].get("learner") == SOE else _steered
     model, policy, steering = load(run, recorded, noise, device)
@@ -284,7 +288,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunk", type=at_least(1), help="h of a base policy; default: the checkpoint's own")
     parser.add_argument("--sampling-steps", type=at_least(1), help="K of a base policy; default: the checkpoint's own")
     parser.add_argument(
-        "--openvino", choices=PRECISIONS, help="let OpenVINO compute the base policy; default: as in the run, or not"
+        "--openvino",
+        choices=(*PRECISIONS, NONE),
+        help="let OpenVINO compute the base policy, or not; default: as in the run, or not",
     )
     parser.add_argument(
         "--output",

@@ -34,12 +34,12 @@ from zprl_sb3.scripts.common import (
 )
 from zprl_sb3.scripts.pretrain import pretrain
 from zprl_sb3.seeds import EVAL_SEED, training_seed
-from zprl_sb3.settings import AUTO, NOT_IDENTITY
+from zprl_sb3.settings import AUTO, MAY_CHANGE
 from zprl_sb3.wrappers import EmbeddingSteering, LatentSteering, VecSteering, make_vec_steering
 from zprl_sb3.wrappers.episode_recording import EpisodeRecorder
 
 DEMOS = "demos.hdf5"
-FREE = tuple(name for name in NOT_IDENTITY if name != "n_timesteps")  # which says how long a round is
+FREE = tuple(name for name in MAY_CHANGE if name != "n_timesteps")  # which says how long a round is
 
 
 def explore(

@@ -49,7 +49,7 @@ from zprl_sb3.scripts.common import (
     run_policy,
 )
 from zprl_sb3.seeds import EVAL_SEED, training_seed
-from zprl_sb3.settings import AUTO, NOT_IDENTITY, check_options, load_settings
+from zprl_sb3.settings import AUTO, MAY_CHANGE, check_options, load_settings
 from zprl_sb3.training_curve import TrainingCurveCallback
 from zprl_sb3.training_diagnostics import SteeringDiagnostics
 from zprl_sb3.wrappers import LatentSteering, SteeringSpec, VecSteering, make_vec_steering
@@ -100,7 +100,7 @@ def train(
         raise ValueError("There is one real robot: it needs n_envs=1 and eval_episodes=0")
     run = {"env_id": policy.env_id, "seed": seed, "policy": policy.fingerprint(), "settings": settings}
     # The λ that was found follows from the settings.
-    refuse_other_run(output / "run.yml", run, ignore=["scale", *(f"settings.{name}" for name in NOT_IDENTITY)])
+    refuse_other_run(output / "run.yml", run, ignore=["scale", *(f"settings.{name}" for name in MAY_CHANGE)])
     if model_path.is_file() and _trained_chunks(model_path) >= settings["n_timesteps"]:
         print(f"{model_path} is trained already; choose another --output to train anew, or a larger n_timesteps")
         return model_path

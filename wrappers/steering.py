@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,17 +165,20 @@ class Steering(ABC):
     def warm_up(self, space: spaces.Space[Any], count: int) -> None:
         """Make a chunk for so many environments that nobody executes, so that no robot waits for what comes but once.
 
-        What a policy compiles or arranges at its first call takes longer than a call. Nobody's seed is touched.
+        What a policy compiles or arranges at its first call takes longer than a call. It sees zeros, or what is next to
+        them within the bounds. Torch's seed is not touched.
 
         :param space: Of one environment's raw observations
         :param count: How many environments there will be
         """
-        space = copy.deepcopy(space)
-        space.seed(0)
-        samples = [by_key(space.sample()) for _ in range(count)]
+        boxes = by_key(space)
+        zeros = {
+            key: np.zeros_like(boxes[key].low).clip(boxes[key].low, boxes[key].high)
+            for key in self.policy.observation_shapes
+        }
         rngs = [np.random.default_rng(0)] * count
         with th.random.fork_rng([self.policy.device] if self.policy.device.type == "cuda" else []):
-            shown = self.observe({key: np.stack([sample[key] for sample in samples]) for key in samples[0]}, rngs)
+            shown = self.observe({key: np.stack([values] * count) for key, values in zeros.items()}, rngs)
             self.act(shown, np.zeros((count, self.anchor_dim), np.float32), rngs)
 
     def step(self, delta: Array) -> Array:

@@ -161,7 +161,11 @@ def make_vec_steering(
 
     with process_alive("an environment"):
         venv = ProcessVecEnv([make] * n_envs) if subprocess else DummyVecEnv([make] * n_envs)
-    return VecSteering(venv, steering, gamma)
+    try:
+        return VecSteering(venv, steering, gamma)
+    except BaseException:  # Ctrl-C, too, while a policy is compiled
+        venv.close()
+        raise
 
 
 def find_spec(env: VecEnv) -> SteeringSpec:

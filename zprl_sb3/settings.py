@@ -16,7 +16,9 @@ import yaml
 OPEN = frozenset({"env_kwargs", "train_env_kwargs", "operators", "policy_kwargs", "replay_buffer_kwargs"})
 
 # Settings of a run that say how long, where and how closely watched it is, not what it learns.
-NOT_IDENTITY = ("n_timesteps", "eval_freq", "eval_beside", "save_freq", "subprocess", "openvino")
+NOT_IDENTITY = ("n_timesteps", "eval_freq", "eval_beside", "save_freq", "subprocess")
+# What may change where a run goes on: also who computes the policy. Reports and studies tell such runs apart.
+MAY_CHANGE = (*NOT_IDENTITY, "openvino")
 
 FINE_TUNING = ("reinflow", "dppo")  # learners that change the base policy's weights
 AUTO = "auto"  # as a value of scale: calibrated on the policy's demonstrations

@@ -183,6 +183,12 @@ def test_a_run_s_policy_may_be_computed_by_openvino_in_evaluations_only(
         assert json.loads((run / "evaluation.json").read_text())["openvino"] == expected
     assert compiled == ["bfloat16"]
     recorded = yaml.safe_load((run / "run.yml").read_text())
+    recorded["settings"] |= {"openvino": "float32"}
+    (run / "run.yml").write_text(yaml.safe_dump(recorded))
+    assert zprl("evaluate", run, "--episodes", "2", "--openvino", "none")[0] == 0
+    assert compiled == ["bfloat16"]
+    assert zprl("evaluate", run, "--episodes", "2")[0] == 0
+    assert compiled == ["bfloat16", "float32"]
     (run / "run.yml").write_text(yaml.safe_dump(recorded | {"settings": recorded["settings"] | {"learner": "dppo"}}))
     code, _, err = zprl("evaluate", run, "--episodes", "2", "--openvino", "float32")
     assert (code, "not for fine-tuning" in err) == (1, True)

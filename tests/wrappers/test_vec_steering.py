@@ -14,7 +14,7 @@ import torch as th
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from helpers import POINT, POINT_DICT, PUSH, push_policy, steered_points, tiny_model, tiny_policy
+from helpers import POINT, POINT_DICT, PUSH, PointReach, push_policy, steered_points, tiny_model, tiny_policy
 from zprl_sb3.policy import FlowPolicy
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import (
@@ -167,6 +167,37 @@ def count_calls(policy: FlowPolicy) -> list[tuple[str, int]]:
 
     policy.embed, policy.act = noting_embed, noting_act  # type: ignore[method-assign,assignment]
     return calls
+
+
+class Drawing(FlowPolicy):
+    """Draws numbers that are nobody else's business, and fails where it is told to."""
+
+    fails = False
+
+    def embed(self, obs: dict[str, th.Tensor], where: th.Tensor | None = None) -> th.Tensor:
+        if self.fails:
+            raise RuntimeError("it cannot be compiled")
+        return super().embed(obs, where) + 0 * th.rand(1)
+
+
+def test_a_first_chunk_when_they_are_made_touches_no_seed() -> None:
+    policy = Drawing(tiny_policy().config, tiny_policy().bottleneck)
+    th.manual_seed(3)
+    expected = th.rand(2)
+    th.manual_seed(3)
+    made = steered_points(policy=policy)
+    assert th.equal(th.rand(2), expected)
+    made.close()
+
+
+def test_environments_are_closed_where_a_policy_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr(PointReach, "close", lambda env: closed.append(env))
+    policy = Drawing(tiny_policy().config, tiny_policy().bottleneck)
+    policy.fails = True
+    with pytest.raises(RuntimeError, match="it cannot be compiled"):
+        steered_points(policy=policy)
+    assert len(closed) == 2
 
 
 def test_a_step_is_one_forward_for_all_environments() -> None:

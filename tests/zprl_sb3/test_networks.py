@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zprl_sb3.networks import ConditionalUnet1d, TimeEmbedding, mlp
+from zprl_sb3.networks import ConditionalUnet1d, ResidualBlock, TimeEmbedding, mlp
 
 WIDTHS = st.lists(st.sampled_from([8, 16, 32, 48]), min_size=1, max_size=3)
 
@@ -50,6 +50,27 @@ def test_the_velocity_depends_on_actions_time_and_condition(changed: int) -> Non
     after = list(before)
     after[changed] = before[changed] + 0.1
     assert (unet(*before) - unet(*after)).abs().max() > 1e-5
+
+
+def test_film_is_one_linear_layer_on_time_and_condition() -> None:
+    unet = ConditionalUnet1d(2, 5, (16, 32, 48), time_dim=8)
+    _, times, condition = inputs()
+    both = th.cat([unet.time_embedding(times), condition], dim=1)
+    seen = []
+
+    def compare(block: nn.Module, given: tuple[th.Tensor, ...]) -> None:
+        assert isinstance(block, ResidualBlock)
+        _, time, of_condition = given
+        found = of_condition + time @ block.film[1].weight[:, :8].t()
+        th.testing.assert_close(found, block.film(both), rtol=1e-5, atol=1e-5)
+        seen.append(block)
+
+    for block in unet.modules():
+        if isinstance(block, ResidualBlock):
+            block.register_forward_pre_hook(compare)
+    expected = unet(*inputs())
+    assert len(seen) == 12
+    th.testing.assert_close(unet(*inputs()[:2], unet.film(condition)), expected)
 
 
 def test_each_row_of_a_batch_is_computed_for_itself() -> None:

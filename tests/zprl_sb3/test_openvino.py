@@ -188,6 +188,31 @@ def test_what_decides_by_values_is_refused(decides: Any) -> None:
         openvino._Graph(decides, "float32")(th.full((2, 3), 200.0))
 
 
+def test_zeros_are_no_proof() -> None:
+    # Environments are made with them. What decides by values is refused at the first observation then.
+    graph = openvino._Graph(lambda x: (x / 255 if x.max() > 1 else x,), "float32")
+    graph(th.zeros(2, 3))
+    with pytest.raises(RuntimeError, match="differ from this policy's"):
+        graph(th.full((2, 3), 200.0))
+
+
+def test_values_without_a_meaning_are_not_compared() -> None:
+    graph = openvino._Graph(lambda x: (x / x.norm(dim=1, keepdim=True),), "float32")
+    graph(th.zeros(1, 4))  # a quaternion that there is not
+    x = th.tensor([[3.0, 0, 0, 4]])
+    for _ in range(3):
+        assert_same(graph(x)[0], x / 5)
+
+
+def test_numbers_in_double_precision_are_not_compiled_anew() -> None:
+    policy = tiny_policy()
+    compiled: Any = with_openvino(policy)
+    obs = random_observations(policy, 2)
+    for each in (obs, {key: values.double() for key, values in obs.items()}):
+        assert_same(compiled.embed(each), policy.embed(obs))
+    assert sizes(compiled._embed) == [2]
+
+
 def test_what_cannot_be_compiled_is_refused() -> None:
     level = logging.root.level
 
