@@ -512,7 +512,10 @@ def test_ctrl_c_waits_until_the_update_is_done(
         patch.setattr(SteeringSAC, "_update_actor", interrupted)
         assert zprl(*train_command(toy_policy, output, "save_freq=1000"))[0] == 130
     # A progress bar that is left open draws on in a thread, for which Python may wait for ever when it ends.
-    assert not [thread for thread in threading.enumerate() if type(thread).__name__ == "_RefreshThread"]
+    drawing = [thread for thread in threading.enumerate() if type(thread).__name__ == "_RefreshThread"]
+    for thread in drawing:
+        thread.join(5)  # nobody waits for those that have been told to end
+    assert not [thread for thread in drawing if thread.is_alive()]
     saved = SteeringSAC.load(output / "snapshot" / "model.zip")
     assert saved.num_timesteps == 30
     # All updates of the 20 chunks after the warm-up are in the snapshot, and the actor's are half as many.
@@ -628,7 +631,9 @@ def test_images_are_cropped_at_random_in_training_only(tmp_path: Path, monkeypat
     monkeypatch.setattr(
         FlowPolicy, "embed", lambda self, obs, where=None: places.append(where) or embed(self, obs, where)
     )
-    for env in make_envs(tmp_path / "policy"):
+    envs = make_envs(tmp_path / "policy")
+    places.clear()  # of their first chunks
+    for env in envs:
         env.reset()
     training, evaluation = places
     assert training.shape == (2, len(policy.image_keys), 2)
