@@ -3,8 +3,8 @@
 Both learn from a full replay buffer of random numbers: a context of 521 and a latent of 16 as a dictionary, actions
 of 16, batches of 256, and actor and critics with four hidden GELU layers of 256, as in the paper; with 2 and with 10
 critics. One update is one step of the critics. SB3 steps actor, temperature and target every time; SteeringSAC is
-measured so too (``policy_delay=1``) and as it comes (every second time), each in float32 and with hidden layers in
-bfloat16. No environment is stepped.
+measured so too (``policy_delay=1``) and as it comes (every second time), each in float32 and, on processors that
+multiply it, with hidden layers in bfloat16. No environment is stepped.
 
 All run in one process on one thread and take turns in short blocks, so that whatever else the machine does falls on
 each alike. The figures are medians over the blocks; a ratio says how many times as fast as SB3's SAC the other is.
@@ -33,6 +33,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from torch.utils.flop_counter import FlopCounterMode
 
+from zprl_sb3.bfloat16 import multiplies_bfloat16
 from zprl_sb3.products import product
 from zprl_sb3.sac import SteeringSAC
 from zprl_sb3.wrappers import SteeringSpec
@@ -41,6 +42,7 @@ CONTEXT, LATENT, BATCH, ROWS = 521, 16, 256, 4096
 NETWORKS: dict[str, Any] = {"net_arch": [256] * 4, "activation_fn": th.nn.GELU}
 UPDATES = {2: 10, 10: 4}  # per block, by critics
 PRODUCTS = 500  # per block
+CPU = th.device("cpu")
 
 
 class Shapes(gym.Env[Any, Any]):
@@ -105,7 +107,9 @@ def operations(model: SAC) -> float:
 def plain_products() -> tuple[dict[str, Callable[[int], None]], float]:
     """Return functions that multiply a batch with a layer's weights, and the operations of one such product."""
     width = NETWORKS["net_arch"][-1]
-    ways = {"float32": (th.mm, th.float32), "float32_onednn": (product, th.float32), "bfloat16": (th.mm, th.bfloat16)}
+    ways = {"float32": (th.mm, th.float32), "float32_onednn": (product, th.float32)}
+    if multiplies_bfloat16(CPU):
+        ways["bfloat16"] = (th.mm, th.bfloat16)
 
     def repeated(multiply: Callable[..., th.Tensor], dtype: th.dtype, count: int) -> None:
         batch, weights = th.ones(BATCH, width, dtype=dtype), th.ones(width, width, dtype=dtype)
@@ -121,9 +125,10 @@ def report(n_critics: int, updates: int, blocks: int) -> list[str]:
         "sb3": make(SAC, n_critics),
         "delay1": make(SteeringSAC, n_critics, policy_delay=1),
         "default": make(SteeringSAC, n_critics),
-        "bf16_delay1": make(SteeringSAC, n_critics, policy_delay=1, autocast=True),
-        "bf16": make(SteeringSAC, n_critics, autocast=True),
     }
+    if multiplies_bfloat16(CPU):
+        models["bf16_delay1"] = make(SteeringSAC, n_critics, policy_delay=1, autocast=True)
+        models["bf16"] = make(SteeringSAC, n_critics, autocast=True)
     products, operations_each = plain_products()
     work = {name: operations(model) for name, model in models.items()}
     ways = {name: partial(_train, model) for name, model in models.items()} | products

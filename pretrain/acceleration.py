@@ -9,6 +9,7 @@ import torch as th
 from torch import nn
 from tqdm import tqdm
 
+from zprl_sb3.bfloat16 import multiplies_bfloat16
 from zprl_sb3.policy import FlowPolicy
 
 
@@ -24,14 +25,7 @@ def use_autocast(setting: bool | str, policy: FlowPolicy, device: th.device) -> 
     """
     if setting != "auto":
         return bool(setting)
-    return bool(policy.image_keys) and _multiplies_bfloat16(device)
-
-
-def _multiplies_bfloat16(device: th.device) -> bool:
-    if device.type == "cuda":
-        return th.cuda.get_device_capability(device)[0] >= 8
-    # Not part of torch's documented interface, so it may not be there.
-    return device.type == "cpu" and bool(getattr(th.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    return bool(policy.image_keys) and multiplies_bfloat16(device)
 
 
 def compiled(

@@ -34,14 +34,14 @@ Function = Callable[..., tuple[th.Tensor, ...]]
 def with_openvino(policy: SteerablePolicy, precision: str = "float32") -> SteerablePolicy:
     """Return a frozen policy that is computed by OpenVINO and is otherwise the same: chunk, fingerprint, attributes.
 
-    In float32 it differs in the last digits. In bfloat16, where the processor has it, actions differ by up to three
-    hundredths of the largest. Networks are compiled at the first call, in seconds, with as many threads as PyTorch has
-    then; again for fewer rows, and for more than twice as many. The first calls are compared with the policy's own.
+    In float32 it differs in the last digits, in bfloat16 actions differ by up to three hundredths of the largest.
+    Networks are compiled at the first call, in seconds, with as many threads as PyTorch has then; again for fewer
+    rows, and for more than twice as many. The first calls are compared with the policy's own.
 
     :param policy: On a CPU
     :param precision: ``"float32"`` or ``"bfloat16"``
     :raises ImportError: If OpenVINO is not installed
-    :raises ValueError: If the policy is not on a CPU, or there is no such precision
+    :raises ValueError: If the policy is not on a CPU, or there is no such precision, or not on this processor
     """
     if precision not in PRECISIONS:
         raise ValueError(f"OpenVINO computes in {' or '.join(PRECISIONS)}, not in {precision!r}")
@@ -49,8 +49,21 @@ def with_openvino(policy: SteerablePolicy, precision: str = "float32") -> Steera
         raise ValueError(
             f"OpenVINO computes on the CPU, but the policy is on {policy.device}: load it with device='cpu'"
         )
-    _openvino()
+    if precision not in precisions():
+        raise ValueError(
+            "This processor does not multiply bfloat16, OpenVINO would compute in float32: ask for float32"
+        )
     return cast(SteerablePolicy, _Compiled(policy, precision))
+
+
+def precisions() -> list[str]:
+    """Return what OpenVINO computes in on this processor.
+
+    :raises ImportError: If OpenVINO is not installed
+    """
+    _openvino()
+    has_bfloat16 = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return [name for name in PRECISIONS if name != "bfloat16" or has_bfloat16]
 
 
 def _openvino() -> ModuleType:

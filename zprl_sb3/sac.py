@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
@@ -30,6 +31,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from torch import nn
 from torch.nn import functional as F
 
+from zprl_sb3.bfloat16 import multiplies_bfloat16
 from zprl_sb3.replay import SteeringReplayBuffer
 from zprl_sb3.sac_policy import SteeringCritic, SteeringSACPolicy
 from zprl_sb3.wrappers import SteeringSpec, find_spec
@@ -70,7 +72,8 @@ class SteeringSAC(SAC):
     :param target_entropy: ``"auto"`` is -d/2
     :param overlap: Update while the environments step, if they are processes of their own: the same updates from the
         same data, but each rollout acts with the weights from before the burst that it is overlapped with
-    :param autocast: Compute the hidden layers in bfloat16, for processors that multiply it themselves
+    :param autocast: Compute the hidden layers in bfloat16, which pays on processors that multiply it themselves (a
+        warning tells where they do not)
     :param anneal: Chunks after the warm-up over which the reach of Δz rises from a tenth to all of λ; 0: all of it from
         the start
     :param progressive: Chunks over which the share of steered ones rises from 0 to 1, counted from the first; the
@@ -429,6 +432,10 @@ class SteeringSAC(SAC):
         progress_bar: bool = False,
     ) -> SelfSteeringSAC:
         """Train for ``total_timesteps`` **chunks**, counted over all environments. Arguments as in SB3."""
+        if self.autocast and not multiplies_bfloat16(self.device):
+            warnings.warn(
+                "autocast=True, but this processor does not multiply bfloat16: float32 is faster", stacklevel=2
+            )
         if reset_num_timesteps:
             self.env_steps = 0
         if isinstance(self.replay_buffer, SteeringReplayBuffer):

@@ -28,9 +28,15 @@ def test_openvino_s_chunk_is_the_same(latency: ModuleType) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_it_ends_with_milliseconds_and_shares_of_a_period(
-    latency: ModuleType, results: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    latency: ModuleType,
+    results: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    has_bfloat16: bool,
 ) -> None:
+    monkeypatch.setattr(latency, "precisions", lambda: ["float32", "bfloat16"][: 1 + has_bfloat16])
     times = np.array([10.0] * 98 + [30.0, 40.0])
     monkeypatch.setattr(latency, "make", lambda shapes, precision: None)
     monkeypatch.setattr(
@@ -41,7 +47,8 @@ def test_it_ends_with_milliseconds_and_shares_of_a_period(
     assert found["latency_state_openvino_median"] == (10.0, "ms")
     assert found["latency_state_openvino_median_of_30_hz"] == (30.0, "%")
     assert found["latency_image_pytorch_p99"][0] == pytest.approx(60.2)
-    assert found["latency_ratio_image_openvino_bf16"] == (2.0, "x")
+    assert found["latency_ratio_image_openvino"] == (2.0, "x")
+    assert found.get("latency_ratio_image_openvino_bf16") == ((2.0, "x") if has_bfloat16 else None)
 
 
 def test_turns_are_taken_and_the_first_does_not_count(latency: ModuleType) -> None:

@@ -204,7 +204,17 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return with_openvino(policy, precision)
 
     monkeypatch.setattr("zprl_sb3.openvino.with_openvino", noted)
+    # On a processor without bfloat16 these policies are computed in float32 then.
+    monkeypatch.setattr("zprl_sb3.openvino.precisions", lambda: ["float32", "bfloat16"])
     return asked
+
+
+def test_a_precision_that_the_processor_lacks_is_an_error(
+    toy_policy: Path, monkeypatch: pytest.MonkeyPatch, zprl: Any
+) -> None:
+    monkeypatch.setattr("zprl_sb3.openvino.precisions", lambda: ["float32"])
+    code, _, err = zprl("evaluate", toy_policy, "--episodes", "2", "--openvino", "bfloat16")
+    assert (code, "does not multiply bfloat16" in err) == (1, True)
 
 
 def test_a_table_has_a_row_for_each_result() -> None:

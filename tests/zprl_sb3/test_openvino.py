@@ -7,6 +7,7 @@ import logging
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -113,6 +114,8 @@ def test_a_whole_resnet_compiles() -> None:
 
 
 def test_bfloat16_is_close() -> None:
+    if "bfloat16" not in openvino.precisions():
+        pytest.skip("this processor does not multiply bfloat16")
     policy = tiny_policy(unet_widths=(64, 128), horizon=8)
     context, noise = policy.embed(random_observations(policy, 2)), th.randn(2, *policy.noise_shape)
     expected = policy.act(context, noise)
@@ -222,6 +225,18 @@ def test_what_cannot_be_compiled_is_refused() -> None:
     with pytest.raises(RuntimeError, match="OpenVINO cannot compile this policy, use it without"):
         openvino._Graph(odd, "float32")(th.zeros(2, 3))
     assert logging.root.level == level
+
+
+def test_bfloat16_is_refused_where_it_would_be_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def core(capabilities: list[str]) -> Any:
+        return SimpleNamespace(get_property=lambda device, name: capabilities)
+
+    monkeypatch.setattr(openvino, "_core", lambda: core(["FP32", "INT8"]))
+    with pytest.raises(ValueError, match="does not multiply bfloat16, OpenVINO would compute in float32"):
+        with_openvino(tiny_policy(), "bfloat16")
+    with_openvino(tiny_policy(), "float32")
+    monkeypatch.setattr(openvino, "_core", lambda: core(["FP32", "BF16"]))
+    with_openvino(tiny_policy(), "bfloat16")
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -390,6 +390,16 @@ def test_losses_are_logged_as_means_over_the_burst() -> None:
     assert model.logger.name_to_value["train/critic_loss"] == pytest.approx(np.mean(burst))
 
 
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_bfloat16_is_advised_against_where_the_processor_does_not_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, has_bfloat16: bool
+) -> None:
+    monkeypatch.setattr("zprl_sb3.sac.multiplies_bfloat16", lambda _: has_bfloat16)
+    tiny_model(steered_points(), autocast=True).learn(8)
+    told = [str(each.message) for each in recwarn if "does not multiply bfloat16" in str(each.message)]
+    assert len(told) == (0 if has_bfloat16 else 1)
+
+
 @pytest.mark.parametrize(
     "ignored", [{"target_update_interval": 5}, {"use_sde": True}, {"n_steps": 3}, {"optimize_memory_usage": True}]
 )

@@ -1,0 +1,27 @@
+"""Who multiplies bfloat16. Other processors compute with it as well, but many times slower than in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch as th
+
+NAMES = ("avx512_bf16", "amx_bf16", "bf16")  # of processors' capabilities; the last is ARM's
+
+
+def multiplies_bfloat16(device: th.device) -> bool:
+    """Return whether a device multiplies bfloat16 itself, as far as PyTorch can tell.
+
+    :param device: Any
+    """
+    if device.type == "cuda":
+        return th.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and any(_capabilities().get(name, False) for name in NAMES)
+
+
+def _capabilities() -> Mapping[str, Any]:
+    known: Callable[[], Mapping[str, Any]] = getattr(
+        th.cpu, "get_capabilities", dict
+    )  # older releases of PyTorch lack it
+    return known()
