@@ -11,7 +11,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from zprl_sb3.products import PackedProduct, onednn_is_faster
+from zprl_sb3.products import PackedProduct, onednn_computes
 
 FEW, MANY = 8, 2**15  # samples up to which, and weights from which on, it is the weights that take the time
 
@@ -23,7 +23,7 @@ def _is_traced() -> bool:
 def _as_product(x: th.Tensor, weight: th.Tensor) -> bool:
     if th.is_grad_enabled() or th.is_autocast_enabled("cpu") or _is_traced():
         return False
-    return len(x) <= FEW and weight.numel() >= MANY and onednn_is_faster(x)
+    return len(x) <= FEW and weight.numel() >= MANY and onednn_computes(x)
 
 
 def _geometry(layer: Any) -> tuple[int, int, int]:

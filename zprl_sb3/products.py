@@ -1,7 +1,8 @@
 """Matrix products on a CPU, twice as fast where PyTorch's own do without AVX-512.
 
 PyTorch leaves products in float32 to MKL, which does without AVX-512 on processors that are not Intel's. oneDNN, which
-PyTorch has for bfloat16 and ``torch.compile``, does not.
+PyTorch has for bfloat16 and ``torch.compile``, does not. Where there is only AVX2 both are as fast, but oneDNN can keep
+weights as it needs them.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ MANY = 32  # rows of x; for fewer, oneDNN takes longer to arrange the weights th
 
 
 def _find_onednn() -> Callable[..., th.Tensor] | None:
-    if th.backends.cpu.get_cpu_capability() != "AVX512":
+    if _VECTORS not in ("AVX2", "AVX512"):
         return None
     return getattr(getattr(th.ops.mkldnn, "_linear_pointwise", None), "default", None)
 
 
+_VECTORS = th.backends.cpu.get_cpu_capability()
 _onednn = _find_onednn()
 
 
-def onednn_is_faster(x: th.Tensor) -> bool:
-    """Whether oneDNN computes products with x, and faster than PyTorch's own."""
+def onednn_computes(x: th.Tensor) -> bool:
+    """Whether oneDNN can compute products with x."""
     return _onednn is not None and x.dtype == th.float32 and x.device.type == "cpu"
 
 
 def product(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     """Return x Wᵀ + b (B, out) for x (B, in) and W (out, in). It has no gradient."""
-    if _onednn is None or x.shape[0] < MANY or not (_is_worthwhile(x, weight) and _is_dense(x)):
+    if _onednn is None or _VECTORS == "AVX2" or x.shape[0] < MANY or not (_is_worthwhile(x, weight) and _is_dense(x)):
         return F.linear(x, weight, bias)
     return _onednn(x, weight, bias, "none", [], "")
 
@@ -61,7 +63,7 @@ class PackedProduct:
 
 
 def _is_worthwhile(x: th.Tensor, weight: th.Tensor) -> bool:
-    return onednn_is_faster(x) and min(weight.shape) >= WORTHWHILE and _is_dense(weight)
+    return onednn_computes(x) and min(weight.shape) >= WORTHWHILE and _is_dense(weight)
 
 
 def _is_dense(matrix: th.Tensor) -> bool:

@@ -68,7 +68,7 @@ def test_images(
 
 def test_they_are_products_only_without_gradients_and_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[Any] = []
-    monkeypatch.setattr(convolutions, "onednn_is_faster", lambda x: x.dtype == th.float32)
+    monkeypatch.setattr(convolutions, "onednn_computes", lambda x: x.dtype == th.float32)
     monkeypatch.setattr(PackedProduct, "__call__", lambda self, *args: used.append(args) or th.zeros(8, 16))
     layer, x = Conv1d(16, 16, 5, padding=2), th.randn(2, 16, 4)
     layer(x)

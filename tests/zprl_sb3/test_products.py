@@ -17,9 +17,10 @@ from zprl_sb3.products import PackedProduct, product
 sizes = st.integers(1, 70)
 
 
+@pytest.mark.parametrize("vectors", ["AVX2", "AVX512"])
 @settings(deadline=None)
 @given(rows=sizes, inputs=sizes, outputs=sizes, layout=st.sampled_from(["plain", "transposed", "part", "column"]))
-def test_a_product_is_that_of_pytorch(rows: int, inputs: int, outputs: int, layout: str) -> None:
+def test_a_product_is_that_of_pytorch(vectors: str, rows: int, inputs: int, outputs: int, layout: str) -> None:
     x, weight, bias = th.randn(rows, inputs), th.randn(outputs, inputs), th.randn(outputs)
     if layout == "transposed":
         x, weight = x.t().contiguous().t(), weight.t().contiguous().t()
@@ -27,8 +28,10 @@ def test_a_product_is_that_of_pytorch(rows: int, inputs: int, outputs: int, layo
         x, weight = th.cat([x, x], dim=1)[:, :inputs], th.cat([weight, weight], dim=1)[:, inputs:]
     elif layout == "column":
         x = x[:, :1].expand(rows, inputs)
-    th.testing.assert_close(product(x, weight, bias), F.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
-    th.testing.assert_close(product(x, weight), F.linear(x, weight), rtol=1e-4, atol=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_VECTORS", vectors)
+        th.testing.assert_close(product(x, weight, bias), F.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+        th.testing.assert_close(product(x, weight), F.linear(x, weight), rtol=1e-4, atol=1e-4)
 
 
 def test_without_onednn_products_are_pytorch_s(monkeypatch: pytest.MonkeyPatch) -> None:
