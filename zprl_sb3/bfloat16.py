@@ -21,7 +21,6 @@ def multiplies_bfloat16(device: th.device) -> bool:
 
 
 def _capabilities() -> Mapping[str, Any]:
-    known: Callable[[], Mapping[str, Any]] = getattr(
-        th.cpu, "get_capabilities", dict
-    )  # older releases of PyTorch lack it
-    return known()
+    older: Callable[[], bool] = getattr(th.cpu, "_is_avx512_bf16_supported", bool)
+    known: Callable[[], Mapping[str, Any]] | None = getattr(th.cpu, "get_capabilities", None)
+    return {"avx512_bf16": older()} if known is None else known()

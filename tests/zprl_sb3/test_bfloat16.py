@@ -26,8 +26,12 @@ def test_a_processor_says_it_itself(
     assert multiplies_bfloat16(CPU) == expected
 
 
-def test_where_pytorch_cannot_tell_none_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_releases_of_pytorch_tell_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("torch.cpu.get_capabilities")
+    for expected in (True, False):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda expected=expected: expected)
+        assert multiplies_bfloat16(CPU) == expected
+    monkeypatch.delattr("torch.cpu._is_avx512_bf16_supported")
     assert not multiplies_bfloat16(CPU)
 
 
