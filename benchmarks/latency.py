@@ -109,7 +109,8 @@ def timed(call: Callable[[], object]) -> float:
 
 def report(case: str, count: int) -> list[str]:
     """Return the lines of one of :data:`CASES`."""
-    here = {way: precision for way, precision in WAYS.items() if precision is None or precision in precisions()}
+    possible = (None, *precisions())
+    here = {way: precision for way, precision in WAYS.items() if precision in possible}
     times = measure({way: make(CASES[case], precision) for way, precision in here.items()}, count)
     results = []
     for way, taken in times.items():

@@ -17,7 +17,8 @@ def multiplies_bfloat16(device: th.device) -> bool:
     """
     if device.type == "cuda":
         return th.cuda.get_device_capability(device)[0] >= 8
-    return device.type == "cpu" and any(_capabilities().get(name, False) for name in NAMES)
+    capabilities = _capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name, False) for name in NAMES)
 
 
 def _capabilities() -> Mapping[str, Any]:

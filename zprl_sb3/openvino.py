@@ -61,7 +61,7 @@ def precisions() -> list[str]:
 
     :raises ImportError: If OpenVINO is not installed
     """
-    _openvino()
+    _openvino()  # itself, since a core that is kept raises nothing
     has_bfloat16 = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return [name for name in PRECISIONS if name != "bfloat16" or has_bfloat16]
 

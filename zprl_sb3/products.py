@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 WORTHWHILE = 16  # rows and columns of weights; for narrower ones a call of oneDNN takes longer than the product
 MANY = 32  # rows of x; for fewer, oneDNN takes longer to arrange the weights than to multiply by them
+_VECTORS = th.backends.cpu.get_cpu_capability()
 
 
 def _find_onednn() -> Callable[..., th.Tensor] | None:
@@ -22,7 +23,6 @@ def _find_onednn() -> Callable[..., th.Tensor] | None:
     return getattr(getattr(th.ops.mkldnn, "_linear_pointwise", None), "default", None)
 
 
-_VECTORS = th.backends.cpu.get_cpu_capability()
 _onednn = _find_onednn()
 
 

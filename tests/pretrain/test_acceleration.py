@@ -19,9 +19,12 @@ CPU, GPU = th.device("cpu"), th.device("cuda")
 
 def test_bfloat16_is_for_images_where_the_machine_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for native in (True, False):
-        monkeypatch.setattr("zprl_sb3.pretrain.acceleration.multiplies_bfloat16", lambda _, native=native: native)
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda native=native: {"avx512_bf16": native})
         assert use_autocast("auto", image_policy(), CPU) == native
         assert not use_autocast("auto", tiny_policy(), CPU)
+    for capability, native in (((8, 0), True), ((7, 5), False)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, capability=capability: capability)
+        assert use_autocast("auto", image_policy(), GPU) == native
     assert use_autocast(True, tiny_policy(), CPU)
     assert not use_autocast(False, image_policy(), GPU)
 
